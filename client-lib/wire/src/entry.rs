@@ -1,0 +1,264 @@
+//! One entry of a chat's log as a reader sees it, and the bounded values inside it.
+
+use crate::id::{DeviceId, MessageId, Seq, UserId};
+use crate::{UnixMillis, limits};
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+
+/// Opaque bytes of a message. The relay never looks inside; it may hold ciphertext.
+///
+/// Any length that fits a frame decodes, so that a message over [`limits::CONTENT_BYTES`] can be refused by its number.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Content(pub Bytes);
+
+impl fmt::Debug for Content {
+    /// The length only: content must never reach a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Content({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        bounded::bytes::<D, { limits::FRAME_BYTES }>(d).map(Self)
+    }
+}
+
+/// A reference to an attachment: SHA-256 and length of its ciphertext.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    pub sha256: [u8; 32],
+    pub size_bytes: u64,
+}
+
+/// What a participant may do, see the table in `relay/core/src/chat.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Role {
+    Member,
+    Admin,
+    Owner,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::Admin => "admin",
+            Self::Owner => "owner",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChatKind {
+    Group,
+    Direct,
+}
+
+/// A chat's title: at most [`limits::TITLE_BYTES`] of UTF-8 without control characters. May be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Title(String);
+
+impl Title {
+    pub fn parse(text: impl Into<String>) -> Result<Self, TitleError> {
+        let text = text.into();
+        if text.len() > limits::TITLE_BYTES {
+            Err(TitleError::TooLong(text.len()))
+        } else if text.chars().any(char::is_control) {
+            Err(TitleError::Control)
+        } else {
+            Ok(Self(text))
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TitleError {
+    #[error("title has {0} bytes, at most {max} are allowed", max = limits::TITLE_BYTES)]
+    TooLong(usize),
+    #[error("title may not hold control characters")]
+    Control,
+}
+
+impl<'de> Deserialize<'de> for Title {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::parse(bounded::text::<D, { limits::TITLE_BYTES }>(d)?).map_err(de::Error::custom)
+    }
+}
+
+/// A participant with a role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub user: UserId,
+    pub role: Role,
+}
+
+/// A change of a chat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    Title(Title),
+    Add(#[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")] Vec<Member>),
+    Remove(UserId),
+    Role(Member),
+    Leave,
+}
+
+/// What an entry says. New kinds are added at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryBody {
+    Message {
+        content: Content,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::BLOBS }>")]
+        blobs: Vec<BlobRef>,
+    },
+    Created {
+        kind: ChatKind,
+        title: Title,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::PARTICIPANTS }>")]
+        participants: Vec<Member>,
+    },
+    Updated(Change),
+    /// Erases the content of the entry at `of`.
+    Redaction {
+        of: Seq,
+    },
+    /// What is left of a message that the entry at `by` redacted.
+    Erased {
+        by: Seq,
+    },
+}
+
+/// An entry of a chat's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    pub seq: Seq,
+    /// When the chat's home took it. Never goes back within a chat.
+    pub at: UnixMillis,
+    pub from: DeviceId,
+    pub id: MessageId,
+    pub body: Known<EntryBody>,
+}
+
+/// A value that a newer peer may extend. It travels as its own byte string, so that a reader that does not know the
+/// variant still reads everything around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known<T> {
+    Yes(T),
+    /// Encoded by a newer version.
+    No(Bytes),
+}
+
+impl<T> Known<T> {
+    pub fn as_known(&self) -> Option<&T> {
+        match self {
+            Self::Yes(value) => Some(value),
+            Self::No(_) => None,
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Known<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Yes(value) => s.serialize_bytes(&postcard::to_stdvec(value).map_err(serde::ser::Error::custom)?),
+            Self::No(bytes) => s.serialize_bytes(bytes),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Known<EntryBody> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Known<EntryBody>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an entry's body")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                match crate::codec::variant(bytes) {
+                    Some(v) if v < ENTRY_KINDS => {
+                        crate::codec::decode_all(bytes).map(Known::Yes).map_err(|_| E::custom("entry body"))
+                    }
+                    _ => Ok(Known::No(Bytes::copy_from_slice(bytes))),
+                }
+            }
+        }
+        d.deserialize_bytes(Visitor)
+    }
+}
+
+/// How many kinds of entry this build knows.
+pub(crate) const ENTRY_KINDS: u32 = 5;
+
+/// Deserializers that stop at a limit instead of trusting a length that came from outside.
+pub(crate) mod bounded {
+    use super::{Bytes, Deserialize, Deserializer, de, fmt};
+    use std::marker::PhantomData;
+
+    pub(crate) fn text<'de, D: Deserializer<'de>, const MAX: usize>(d: D) -> Result<String, D::Error> {
+        struct Visitor<const MAX: usize>;
+        impl<const MAX: usize> de::Visitor<'_> for Visitor<MAX> {
+            type Value = String;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX} bytes of text")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+                if text.len() > MAX { Err(E::invalid_length(text.len(), &self)) } else { Ok(text.to_owned()) }
+            }
+        }
+        d.deserialize_str(Visitor::<MAX>)
+    }
+
+    pub(crate) fn bytes<'de, D: Deserializer<'de>, const MAX: usize>(d: D) -> Result<Bytes, D::Error> {
+        struct Visitor<const MAX: usize>;
+        impl<const MAX: usize> de::Visitor<'_> for Visitor<MAX> {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX} bytes")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                if bytes.len() > MAX {
+                    Err(E::invalid_length(bytes.len(), &self))
+                } else {
+                    Ok(Bytes::copy_from_slice(bytes))
+                }
+            }
+        }
+        d.deserialize_bytes(Visitor::<MAX>)
+    }
+
+    pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(
+        d: D,
+    ) -> Result<Vec<T>, D::Error> {
+        struct Visitor<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> de::Visitor<'de> for Visitor<T, MAX> {
+            type Value = Vec<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX} items")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+                // Grown as items really come: the announced length is not to be trusted.
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    if list.len() == MAX {
+                        return Err(de::Error::invalid_length(MAX + 1, &self));
+                    }
+                    list.push(item);
+                }
+                Ok(list)
+            }
+        }
+        d.deserialize_seq(Visitor::<T, MAX>(PhantomData))
+    }
+}

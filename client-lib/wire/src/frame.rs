@@ -1,0 +1,287 @@
+//! What a device and a relay say to each other.
+//!
+//! Variants are added at the end only: postcard writes a variant as its position, and [`tests`](self) hold the bytes
+//! of every frame. A numbered request ([`CreateChat`], [`UpdateChat`], [`SendMessage`], [`Redact`]) carries a
+//! [`Stamp`], which makes a retry the same request.
+
+use crate::code::Refusal;
+use crate::entry::{BlobRef, Change, ChatKind, Content, LogEntry, Member, Role, Title, bounded};
+use crate::id::{ChatId, MessageId, RelayId, Seq};
+use crate::{UnixMillis, limits};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Names a numbered request: the same stamp is the same request, however often it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub chat: ChatId,
+    /// The device's number in this chat: 1, 2, 3 … anew for each enrolment. Decided strictly in order.
+    pub n: u64,
+    /// The lowest number that the device still waits for; it has heard the outcome of all below.
+    pub oldest: u64,
+    /// Made by the device, kept over retries and renumbering.
+    pub id: MessageId,
+}
+
+/// Room for what is not known yet. A relay ignores what it does not understand.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options(#[serde(deserialize_with = "bounded::bytes::<_, { limits::OPTIONS_BYTES }>")] Bytes);
+
+/// The first request on a connection. Nothing else is answered before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Name and version of the client, for logs and metrics. At most 64 bytes.
+    #[serde(deserialize_with = "bounded::text::<_, 64>")]
+    pub client: String,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateChat {
+    pub stamp: Stamp,
+    pub kind: ChatKind,
+    pub title: Title,
+    /// Everyone but the sender. A direct chat has exactly one.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")]
+    pub participants: Vec<Member>,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateChat {
+    pub stamp: Stamp,
+    pub change: Change,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendMessage {
+    pub stamp: Stamp,
+    pub content: Content,
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::BLOBS }>")]
+    pub blobs: Vec<BlobRef>,
+    pub options: Options,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redact {
+    pub stamp: Stamp,
+    pub of: Seq,
+    pub options: Options,
+}
+
+/// "Everything up to `up_to` in `chat` is in my own store."
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    pub chat: ChatId,
+    pub up_to: Seq,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListChats {
+    /// Chats after this one in the order of their ids; from the start if none.
+    pub after: Option<ChatId>,
+    /// At most [`limits::PAGE_ENTRIES`].
+    pub limit: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Range {
+    /// The newest entries below this one; the newest of all if none.
+    Before(Option<Seq>),
+    /// The oldest entries from this one on.
+    From(Seq),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    pub chat: ChatId,
+    pub range: Range,
+    /// At most [`limits::PAGE_ENTRIES`].
+    pub limit: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Hello(Hello),
+    CreateChat(CreateChat),
+    UpdateChat(UpdateChat),
+    SendMessage(SendMessage),
+    Redact(Redact),
+    Ack(#[serde(deserialize_with = "bounded::list::<_, _, { limits::ACKS }>")] Vec<Ack>),
+    ListChats(ListChats),
+    GetChat {
+        chat: ChatId,
+    },
+    History(History),
+    MarkRead {
+        chat: ChatId,
+        up_to: Seq,
+    },
+    /// A new certificate for the same device and enrolment, before the present one expires.
+    Renew {
+        #[serde(deserialize_with = "bounded::bytes::<_, { limits::CREDENTIAL_BYTES }>")]
+        csr: Bytes,
+    },
+}
+
+impl Request {
+    pub(crate) const VARIANTS: u32 = 11;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub relay: RelayId,
+    pub now: UnixMillis,
+    /// Changes when the home's store was restored from a backup; clients then compare what they have.
+    pub store_generation: u64,
+    /// When the certificate of this connection expires.
+    pub certificate_expires: UnixMillis,
+    /// Addresses of other relays that can be used.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
+    pub relays: Vec<Address>,
+}
+
+/// `host:port`, at most 256 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address(#[serde(deserialize_with = "bounded::text::<_, 256>")] pub String);
+
+/// A chat as one of its participants, past or present, sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatSummary {
+    pub chat: ChatId,
+    pub kind: ChatKind,
+    pub title: Title,
+    /// None after leaving.
+    pub role: Option<Role>,
+    /// The last entry this user may see.
+    pub head: Seq,
+    /// The first entry that will be delivered to this device by itself; what lies before is history.
+    pub next: Seq,
+    pub receipt: Receipt,
+}
+
+/// How far a chat got on its way to everybody but the user who is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Every other participant has a device that took everything up to here.
+    pub delivered: Option<Seq>,
+    /// Every other participant has read up to here.
+    pub read: Option<Seq>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatList {
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::PAGE_ENTRIES }>")]
+    pub chats: Vec<ChatSummary>,
+    /// There are chats after the last one.
+    pub more: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatInfo {
+    pub summary: ChatSummary,
+    /// Present participants; empty for a user who has left.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::PARTICIPANTS }>")]
+    pub participants: Vec<Member>,
+}
+
+/// Entries from `from` to `to`, both inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeqRange {
+    pub from: Seq,
+    pub to: Seq,
+}
+
+/// A page of history, ascending. Together `entries` and `hidden` cover every seq from the first to the last of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryPage {
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::PAGE_ENTRIES }>")]
+    pub entries: Vec<LogEntry>,
+    /// What this reader may not see: before joining, between leaving and joining again.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::RANGES }>")]
+    pub hidden: Vec<SeqRange>,
+    /// The last entry this user may see.
+    pub head: Seq,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Welcome(Welcome),
+    /// Durable in the chat's log.
+    Sent {
+        seq: Seq,
+        at: UnixMillis,
+    },
+    /// Durable at the edge, the home being out of reach. `Sent` follows without the client's help.
+    Queued,
+    Refused(Refusal),
+    Done,
+    ChatList(ChatList),
+    ChatInfo(ChatInfo),
+    HistoryPage(HistoryPage),
+    /// A certificate chain, leaf first, DER.
+    Certificate(#[serde(deserialize_with = "bounded::list::<_, _, 4>")] Vec<Credential>),
+    /// The relay does not know this kind of request.
+    Unsupported {
+        variant: u32,
+    },
+}
+
+impl Reply {
+    pub(crate) const VARIANTS: u32 = 10;
+}
+
+/// One certificate, DER.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential(#[serde(deserialize_with = "bounded::bytes::<_, { limits::CREDENTIAL_BYTES }>")] pub Bytes);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A new entry. Delivered at least once; the device drops doubles by (chat, seq).
+    Entry {
+        chat: ChatId,
+        entry: LogEntry,
+    },
+    /// These entries exist and this user may not see them.
+    Hidden {
+        chat: ChatId,
+        range: SeqRange,
+    },
+    /// Over an inbox limit: these entries are not pushed. They are in the log, for `History` to page.
+    Gap {
+        chat: ChatId,
+        range: SeqRange,
+    },
+    Receipt {
+        chat: ChatId,
+        receipt: Receipt,
+    },
+    /// The relay will close this connection; connect elsewhere first if `relays` names one.
+    GoAway {
+        reason: Refusal,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
+        relays: Vec<Address>,
+    },
+}
+
+impl Event {
+    pub(crate) const VARIANTS: u32 = 5;
+}
+
+/// The only request of an enrolment connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnrolRequest {
+    Enrol {
+        /// JWT, see `certs/src/token.rs`.
+        #[serde(deserialize_with = "bounded::text::<_, { limits::CREDENTIAL_BYTES }>")]
+        token: String,
+        /// PKCS #10, DER.
+        #[serde(deserialize_with = "bounded::bytes::<_, { limits::CREDENTIAL_BYTES }>")]
+        csr: Bytes,
+    },
+}
+
+impl EnrolRequest {
+    pub(crate) const VARIANTS: u32 = 1;
+}

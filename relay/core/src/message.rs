@@ -1,0 +1,52 @@
+//! Sending and redacting.
+
+use crate::chat::{Right, may};
+use crate::command::View;
+use godwit_wire::entry::{BlobRef, Content, EntryBody, Role};
+use godwit_wire::{Code, Refusal, Seq, UserId, limits};
+
+pub(crate) fn send<V: View>(
+    user: &UserId,
+    content: &Content,
+    blobs: &[BlobRef],
+    view: &V,
+) -> Result<EntryBody, Refusal> {
+    present(user, view)?;
+    if content.0.len() > limits::CONTENT_BYTES {
+        let why = format!("content has {} bytes, at most {} are allowed", content.0.len(), limits::CONTENT_BYTES);
+        return Err(Refusal::because(Code::TooLarge, why));
+    }
+    if !blobs.is_empty() {
+        return Err(Refusal::because(Code::Invalid, "blobs: this relay stores no attachments"));
+    }
+    Ok(EntryBody::Message { content: content.clone(), blobs: Vec::new() })
+}
+
+/// The author may redact, and whoever holds [`Right::RedactAny`].
+pub(crate) fn redact<V: View>(user: &UserId, of: Seq, view: &V) -> Result<Result<EntryBody, Refusal>, V::Fault> {
+    let role = match present(user, view) {
+        Ok(role) => role,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let chat = view.chat().expect("a present participant has a chat");
+    let visible = chat.participant(user).is_some_and(|p| p.sees(of));
+    let target = if visible { view.entry(of)? } else { None };
+    Ok(match target {
+        Some(target) if matches!(target.body, EntryBody::Message { .. }) => {
+            if target.from.user() == *user || may(chat.kind, role, Right::RedactAny) {
+                Ok(EntryBody::Redaction { of })
+            } else {
+                Err(Code::NotAllowed.into())
+            }
+        }
+        _ => Err(Refusal::because(Code::NoSuchMessage, format!("seq {of} is no message that you can redact"))),
+    })
+}
+
+/// The role of a user who belongs to the chat now.
+pub(crate) fn present<V: View>(user: &UserId, view: &V) -> Result<Role, Refusal> {
+    view.chat()
+        .and_then(|chat| chat.participant(user))
+        .and_then(crate::Participant::present_role)
+        .ok_or_else(|| Code::NotParticipant.into())
+}

@@ -1,0 +1,116 @@
+//! Health, metrics and commands for operators, over HTTP on a loopback address.
+
+use crate::edge::Edge;
+use crate::store::{Snapshot, StoreError};
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use godwit_certs::identity;
+use godwit_certs::tls::ServedCertificate;
+use godwit_wire::DeviceId;
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Totals over all inboxes read every row: they are at most this old.
+const TOTALS_AGE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(crate) struct Admin {
+    edge: Arc<Edge>,
+    served: Arc<ServedCertificate>,
+    stop: CancellationToken,
+    totals_at: Mutex<Option<Instant>>,
+}
+
+impl Admin {
+    pub(crate) fn new(edge: Arc<Edge>, served: Arc<ServedCertificate>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { edge, served, stop, totals_at: Mutex::new(None) })
+    }
+}
+
+type Answer = (StatusCode, String);
+
+pub(crate) fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/devices/revoke", post(revoke))
+        .route("/store/backup", post(backup))
+        .with_state(admin)
+}
+
+/// Ready: takes connections, and its store answers.
+async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
+    if admin.stop.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    match admin.edge.store.read(|store| store.dirty(None, 1)).await {
+        Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")),
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
+    let metrics = &admin.edge.metrics;
+    let now = admin.edge.clock.now();
+    let mut totals_at = admin.totals_at.lock().await;
+    if totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE) {
+        match admin.edge.store.read(Snapshot::inbox_totals).await {
+            Ok(totals) => {
+                metrics.inbox_rows.set(gauge(totals.rows));
+                metrics.inbox_bytes.set(gauge(totals.bytes));
+                metrics.inbox_oldest.set(gauge(totals.oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
+                *totals_at = Some(Instant::now());
+            }
+            Err(error) => tracing::warn!(%error, "inbox totals cannot be read"),
+        }
+    }
+    drop(totals_at);
+    let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
+    metrics.certificate_expiry.set(gauge(expiry));
+    (StatusCode::OK, metrics.render())
+}
+
+#[derive(Deserialize)]
+struct Device {
+    device: String,
+}
+
+async fn revoke(State(admin): State<Arc<Admin>>, Query(query): Query<Device>) -> Answer {
+    let device: DeviceId = match query.device.parse() {
+        Ok(device) => device,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("device: {error}\n")),
+    };
+    match admin.edge.store.revoke(device.clone()).await {
+        Ok(true) => {
+            tracing::info!(%device, "revoked");
+            (StatusCode::OK, format!("{device} is revoked\n"))
+        }
+        Ok(false) => (StatusCode::NOT_FOUND, format!("{device} is not enrolled here\n")),
+        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}\n")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Backup {
+    to: PathBuf,
+}
+
+async fn backup(State(admin): State<Arc<Admin>>, Query(query): Query<Backup>) -> Answer {
+    match admin.edge.store.backup(query.to.clone()).await {
+        Ok(()) => (StatusCode::OK, format!("copied to {}\n", query.to.display())),
+        Err(error @ StoreError::File { .. }) => (StatusCode::CONFLICT, format!("{error}\n")),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}

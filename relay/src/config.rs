@@ -1,0 +1,202 @@
+//! A relay's configuration: defaults, a TOML file, the environment, flags; each overrides the one before.
+//!
+//! A key of the environment is `GODWIT_`, the section, two underscores and the key, in capitals:
+//! `GODWIT_LIMITS__SENDS_PER_SECOND=100`; a key outside the sections has no underscores before it: `GODWIT_LISTEN`.
+//! Unknown keys are refused, and a bad value is named with where it stands, before any port is opened.
+
+mod layers;
+mod values;
+
+pub use layers::{ConfigError, Layers, Origin};
+pub use values::{Count, Size, Time};
+
+use crate::edge::{AdmissionConfig, Rate, UserRates};
+use crate::fanout::FanoutConfig;
+use crate::store::StoreLimits;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where devices connect, UDP. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Health, metrics and commands, TCP. A loopback address.
+    #[serde(deserialize_with = "values::loopback")]
+    pub admin: SocketAddr,
+    /// The relay's folder with its certificates, made by `godwit certs relay`.
+    pub certs: PathBuf,
+    /// Where the store lies.
+    pub data: PathBuf,
+    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    pub log: String,
+    pub store: StoreSection,
+    pub delivery: DeliverySection,
+    pub limits: LimitsSection,
+    pub admission: AdmissionSection,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSection {
+    /// Memory for pages of the store's file.
+    pub cache: Size<{ 1 << 20 }>,
+    /// Memory of requests between their arrival and fan-out.
+    pub in_flight: Size<{ 1 << 20 }>,
+    /// Chats whose state is kept in memory.
+    pub cached_chats: Count<1, 100_000_000>,
+    /// Free disk space below which sends are refused, so that acknowledging and deleting go on.
+    pub reserve: Size<0>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeliverySection {
+    /// How long a device may take to acknowledge before it gets an inbox row.
+    pub ack_timeout: Time<100, 600_000>,
+    /// Entries on their way to one device.
+    pub window: Count<16, 1_000_000>,
+    /// Events that wait for one device.
+    pub lane_bytes: Size<{ 1 << 20 }>,
+    /// Backlogs older than this are not pushed; the device hears of a gap.
+    pub inbox_max_age: Time<1_000, { u64::MAX }>,
+    /// Content of one chat's backlog above which its older part is not pushed.
+    pub inbox_max_bytes: Size<1>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Messages and changes of chats, per user.
+    pub sends_per_second: Count<1, 1_000_000_000>,
+    pub sends_burst: Count<1, 1_000_000_000>,
+    /// Content, per user.
+    pub bytes_per_second: Size<1>,
+    pub bytes_burst: Size<{ 256 << 10 }>,
+    /// All other requests, per user.
+    pub requests_per_second: Count<1, 1_000_000_000>,
+    pub requests_burst: Count<512, 1_000_000_000>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdmissionSection {
+    pub handshakes_per_second: Count<1, 1_000_000>,
+    pub handshakes_burst: Count<1, 1_000_000>,
+    /// Of one address.
+    pub address_per_second: Count<1, 1_000_000>,
+    pub address_burst: Count<1, 1_000_000>,
+    pub concurrent_handshakes: Count<1, 100_000>,
+    pub connections: Count<1, 10_000_000>,
+    pub handshake_timeout: Time<100, 600_000>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4433)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9443)),
+            certs: PathBuf::from("certs"),
+            data: PathBuf::from("data"),
+            log: "info".to_owned(),
+            store: StoreSection::default(),
+            delivery: DeliverySection::default(),
+            limits: LimitsSection::default(),
+            admission: AdmissionSection::default(),
+        }
+    }
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        let parts = StoreLimits::default();
+        Self {
+            cache: Size::of(256 << 20),
+            in_flight: Size::of(parts.in_flight_bytes as u64),
+            cached_chats: Count::of(parts.cached_chats as u64),
+            reserve: Size::of(parts.reserve_bytes),
+        }
+    }
+}
+
+impl Default for DeliverySection {
+    fn default() -> Self {
+        let parts = FanoutConfig::default();
+        Self {
+            ack_timeout: Time::of(parts.ack_timeout),
+            window: Count::of(parts.window),
+            lane_bytes: Size::of(2 << 20),
+            inbox_max_age: Time::of(parts.inbox_max_age),
+            inbox_max_bytes: Size::of(parts.inbox_max_bytes),
+        }
+    }
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        let UserRates { sends, bytes, requests } = UserRates::default();
+        Self {
+            sends_per_second: Count::of(sends.per_second.get().into()),
+            sends_burst: Count::of(sends.burst.get().into()),
+            bytes_per_second: Size::of(bytes.per_second.get().into()),
+            bytes_burst: Size::of(bytes.burst.get().into()),
+            requests_per_second: Count::of(requests.per_second.get().into()),
+            requests_burst: Count::of(requests.burst.get().into()),
+        }
+    }
+}
+
+impl Default for AdmissionSection {
+    fn default() -> Self {
+        let parts = AdmissionConfig::default();
+        Self {
+            handshakes_per_second: Count::of(parts.handshakes.per_second.get().into()),
+            handshakes_burst: Count::of(parts.handshakes.burst.get().into()),
+            address_per_second: Count::of(parts.handshakes_per_address.per_second.get().into()),
+            address_burst: Count::of(parts.handshakes_per_address.burst.get().into()),
+            concurrent_handshakes: Count::of(parts.concurrent_handshakes as u64),
+            connections: Count::of(parts.connections as u64),
+            handshake_timeout: Time::of(parts.handshake_timeout),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn store_limits(&self) -> StoreLimits {
+        StoreLimits {
+            in_flight_bytes: self.store.in_flight.bytes(),
+            cached_chats: self.store.cached_chats.count(),
+            reserve_bytes: self.store.reserve.bytes() as u64,
+        }
+    }
+
+    pub(crate) fn fanout(&self) -> FanoutConfig {
+        FanoutConfig {
+            ack_timeout: self.delivery.ack_timeout.duration(),
+            window: self.delivery.window.count() as u64,
+            inbox_max_age: self.delivery.inbox_max_age.duration(),
+            inbox_max_bytes: self.delivery.inbox_max_bytes.bytes() as u64,
+        }
+    }
+
+    pub(crate) fn rates(&self) -> UserRates {
+        let limits = &self.limits;
+        UserRates {
+            sends: Rate::new(limits.sends_per_second.small(), limits.sends_burst.small()),
+            bytes: Rate::new(limits.bytes_per_second.small(), limits.bytes_burst.small()),
+            requests: Rate::new(limits.requests_per_second.small(), limits.requests_burst.small()),
+        }
+    }
+
+    pub(crate) fn admission(&self) -> AdmissionConfig {
+        let admission = &self.admission;
+        AdmissionConfig {
+            handshakes: Rate::new(admission.handshakes_per_second.small(), admission.handshakes_burst.small()),
+            handshakes_per_address: Rate::new(admission.address_per_second.small(), admission.address_burst.small()),
+            concurrent_handshakes: admission.concurrent_handshakes.count(),
+            connections: admission.connections.count(),
+            handshake_timeout: admission.handshake_timeout.duration(),
+        }
+    }
+}

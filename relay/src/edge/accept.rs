@@ -1,0 +1,88 @@
+//! Takes connections, and hands each to a session or to enrolment by its ALPN.
+
+use super::admission::Admission;
+use super::quic::Connection;
+use super::{Edge, enrol, session};
+use godwit_wire::{ALPN_ENROL, Code, Refusal};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Endpoint, Incoming};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How often limits forget who did not come lately.
+const FORGET_IDLE: Duration = Duration::from_mins(1);
+
+/// Accepts until `stop`; then waits for the sessions to end. Aborting it ends them.
+pub(crate) async fn run(edge: Arc<Edge>, endpoint: Endpoint, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    let mut forget = tokio::time::interval(FORGET_IDLE);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            _ = forget.tick() => {
+                edge.admissions.forget_idle();
+                edge.limits.load().forget_idle();
+            }
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => admit(&edge, incoming, &mut tasks),
+                None => break,
+            }
+        }
+    }
+    // New attempts are refused from here on.
+    endpoint.set_server_config(None);
+    while tasks.join_next().await.is_some() {}
+}
+
+fn admit(edge: &Arc<Edge>, incoming: Incoming, tasks: &mut JoinSet<()>) {
+    let (address, validated) = (incoming.remote_address().ip(), incoming.remote_address_validated());
+    let (permit, turn_away) = match edge.admissions.decide(address, validated, edge.registry.len()) {
+        Admission::Accept(permit) => (permit, None),
+        Admission::TurnAway(permit, refusal) => (permit, Some(refusal)),
+        other => {
+            edge.metrics.handshakes_refused.inc();
+            match other {
+                // It fails only for an address that is validated, which `decide` does not ask to retry.
+                Admission::Retry => drop(incoming.retry()),
+                Admission::Ignore => incoming.ignore(),
+                _ => incoming.refuse(),
+            }
+            return;
+        }
+    };
+    tasks.spawn(handshake(edge.clone(), incoming, permit, turn_away));
+}
+
+async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePermit, turn_away: Option<Refusal>) {
+    let handshake = async { incoming.accept().ok()?.await.ok() };
+    let Ok(Some(connection)) = tokio::time::timeout(edge.handshake_timeout, handshake).await else {
+        tracing::debug!("a handshake did not end");
+        return;
+    };
+    drop(permit);
+    edge.metrics.handshakes.inc();
+    let alpn = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()?.protocol);
+    let connection = Connection(connection);
+    if let Some(refusal) = turn_away {
+        edge.metrics.handshakes_refused.inc();
+        connection.close(&refusal);
+        return;
+    }
+    let address = connection.remote_address();
+    let result = if alpn.as_deref() == Some(ALPN_ENROL) {
+        enrol::serve(&edge, &connection).await
+    } else {
+        session::serve(&edge, &connection).await
+    };
+    if let Err(refusal) = result {
+        edge.metrics.refusals.inc();
+        tracing::info!(%address, %refusal, "a connection was refused");
+        connection.close(&refusal);
+    } else {
+        connection.close(&Code::ShuttingDown.into());
+    }
+}

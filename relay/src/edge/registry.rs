@@ -1,0 +1,93 @@
+//! Which devices are connected here.
+//!
+//! A device has one connection: a newer one replaces the older. Each connection has an epoch, so that the late end of
+//! an old one removes nothing of a new one.
+
+use super::lanes::EventLanes;
+use super::quic::Connection;
+use bytes::Bytes;
+use godwit_wire::frame::{Address, Event};
+use godwit_wire::{Code, DeviceId, Refusal, codec};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A connected device.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) device: DeviceId,
+    pub(crate) enrolment: u32,
+    pub(crate) epoch: u64,
+    pub(crate) lanes: EventLanes,
+    connection: Connection,
+}
+
+impl Link {
+    /// Ends the connection; the device is told why.
+    pub(crate) fn close(&self, refusal: &Refusal) {
+        self.connection.close(refusal);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    links: Mutex<HashMap<DeviceId, Arc<Link>>>,
+    epochs: AtomicU64,
+}
+
+impl Registry {
+    fn links(&self) -> MutexGuard<'_, HashMap<DeviceId, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a connection; one that the device had before is closed.
+    pub(crate) fn attach(
+        &self,
+        device: DeviceId,
+        enrolment: u32,
+        connection: Connection,
+        queued_bytes: usize,
+    ) -> Arc<Link> {
+        let epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
+        let lanes = EventLanes::new(connection.clone(), queued_bytes);
+        let link = Arc::new(Link { device: device.clone(), enrolment, epoch, lanes, connection });
+        let before = self.links().insert(device, link.clone());
+        if let Some(before) = before {
+            before.close(&Code::Replaced.into());
+        }
+        link
+    }
+
+    /// Removes a connection, if it is still the device's.
+    pub(crate) fn detach(&self, link: &Link) {
+        let mut links = self.links();
+        if links.get(&link.device).is_some_and(|current| current.epoch == link.epoch) {
+            links.remove(&link.device);
+        }
+    }
+
+    /// Ends the device's connection, if it is of an enrolment up to `enrolment`.
+    pub(crate) fn shut_out(&self, device: &DeviceId, enrolment: u32, refusal: &Refusal) {
+        let link = self.links().get(device).cloned();
+        if let Some(link) = link.filter(|link| link.enrolment <= enrolment) {
+            link.close(refusal);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.links().len()
+    }
+
+    /// Tells every device that the relay will close, and where else to go.
+    pub(crate) fn go_away(&self, reason: &Refusal, relays: &[String]) {
+        let relays = relays.iter().cloned().map(Address).collect();
+        let mut frame = Vec::new();
+        if codec::encode_event(&Event::GoAway { reason: reason.clone(), relays }, &mut frame).is_err() {
+            return;
+        }
+        let frame = Bytes::from(frame);
+        for link in self.links().values() {
+            link.lanes.push_control(frame.clone());
+        }
+    }
+}

@@ -1,0 +1,721 @@
+//! Serves every recipient of every entry.
+//!
+//! One task hears what was committed, in order. A device that is connected is pushed the entry and has
+//! [`FanoutConfig::ack_timeout`] to acknowledge it; for one that is not connected, does not keep up or does not
+//! acknowledge, an inbox row says from where it is behind, and its entries are read from the log when it is back. An
+//! entry is settled once every device of every recipient has taken it or has a row; how far that got is saved now and
+//! then, and a restart goes on from there. Repeating a little is harmless: devices drop doubles by (chat, seq).
+//!
+//! Capacity: entries between commit and here are bounded by the store's memory in flight; a device has at most
+//! [`FanoutConfig::window`] entries on its way, and what comes then waits in the log.
+//!
+//! - [`chat`]: how far one chat got
+//! - [`device`]: what one device has to take
+//! - [`drain`]: reading the log for devices that are behind
+//! - [`save`]: writing inbox rows and progress, in order
+
+mod chat;
+mod device;
+mod drain;
+mod save;
+
+use crate::edge::{Link, Registry};
+use crate::metrics::Metrics;
+use crate::store::{Committed, InboxChange, InboxWrite, PageLimit, Store, StoreError, Watermark};
+use bytes::Bytes;
+use chat::{ChatFan, Loaded};
+use device::{DeviceFan, Offer};
+use drain::PageRead;
+use godwit_core::Entry;
+use godwit_core::inbox::{Progress, Row, Track};
+use godwit_wire::entry::EntryBody;
+use godwit_wire::frame::{Ack, Event};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, Seq, UserId, codec};
+use save::{Save, Saved};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// Messages from sessions that wait, at most; a session waits then.
+const QUEUED_INPUTS: usize = 4096;
+/// Committed entries taken up at a time.
+const TAKE: usize = 1024;
+/// How often receipts are told, time-outs looked for and progress saved.
+const TICK: Duration = Duration::from_millis(100);
+/// Devices that are behind are looked at again after so many ticks: delivery must not rest on a wake-up alone.
+const RESCAN_TICKS: u64 = 10;
+/// A chat of which nothing is open leaves memory after this.
+const IDLE_MILLIS: u64 = 1_000;
+/// Progress of a busy chat is saved when it is this many entries behind.
+const SAVE_LAG: u64 = 256;
+/// Chats and entries taken up at a time after a crash.
+const RECOVER: PageLimit = PageLimit { entries: 1024, bytes: 4 << 20 };
+/// Users kept in memory who have no device connected.
+const IDLE_USERS: usize = 100_000;
+
+#[derive(Clone, Debug)]
+pub struct FanoutConfig {
+    /// How long a device may take to acknowledge before an inbox row is begun for it.
+    pub ack_timeout: Duration,
+    /// Entries on their way to one device.
+    pub window: u64,
+    /// Backlogs older than this are not pushed: the device hears of a gap, and pages history if it wants.
+    pub inbox_max_age: Duration,
+    /// Backlogs of one chat larger than this, in bytes of content, likewise.
+    pub inbox_max_bytes: u64,
+}
+
+impl Default for FanoutConfig {
+    fn default() -> Self {
+        Self {
+            ack_timeout: Duration::from_secs(5),
+            window: 4096,
+            inbox_max_age: Duration::from_hours(30 * 24),
+            inbox_max_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What sessions tell fan-out.
+#[derive(Debug)]
+enum Input {
+    Attached(Arc<Link>),
+    Detached(Arc<Link>),
+    Acks { link: Arc<Link>, acks: Vec<Ack> },
+    Read { user: UserId, chat: ChatId, up_to: Seq },
+}
+
+/// What fan-out's own errands bring back.
+#[derive(Debug)]
+enum Report {
+    Page(PageRead),
+    Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark> },
+    LoadFailed { chat: ChatId },
+    Saved(Saved),
+}
+
+/// An acknowledgement that waits for its chat's head.
+#[derive(Debug)]
+struct Deferred {
+    user: UserId,
+    link: Option<Arc<Link>>,
+    up_to: Seq,
+    read: bool,
+}
+
+/// A handle for sessions. Cloning shares it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fanout {
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Fanout {
+    // A failed send means that the relay is stopping; the store has everything for the next start.
+    pub(crate) async fn attached(&self, link: Arc<Link>) {
+        let _ = self.inputs.send(Input::Attached(link)).await;
+    }
+
+    pub(crate) async fn detached(&self, link: Arc<Link>) {
+        let _ = self.inputs.send(Input::Detached(link)).await;
+    }
+
+    pub(crate) async fn acknowledged(&self, link: Arc<Link>, acks: Vec<Ack>) {
+        let _ = self.inputs.send(Input::Acks { link, acks }).await;
+    }
+
+    pub(crate) async fn read(&self, user: UserId, chat: ChatId, up_to: Seq) {
+        let _ = self.inputs.send(Input::Read { user, chat, up_to }).await;
+    }
+}
+
+/// The task. It ends when every [`Fanout`] is dropped, after saving how far it got.
+pub(crate) struct Worker {
+    config: FanoutConfig,
+    store: Store,
+    registry: Arc<Registry>,
+    metrics: Metrics,
+    clock: Clock,
+    started: Instant,
+    ticks: u64,
+    inputs: mpsc::Receiver<Input>,
+    results: mpsc::UnboundedReceiver<Report>,
+    report: mpsc::UnboundedSender<Report>,
+    saves: Save,
+    users: HashMap<UserId, Vec<DeviceId>>,
+    devices: HashMap<DeviceId, DeviceFan>,
+    chats: HashMap<ChatId, ChatFan>,
+    /// Acknowledgements for chats whose head is not known yet.
+    deferred: HashMap<ChatId, Vec<Deferred>>,
+    rows: Vec<InboxWrite>,
+    moves: HashMap<(DeviceId, ChatId), InboxChange>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        config: FanoutConfig,
+        store: Store,
+        registry: Arc<Registry>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> (Self, Fanout) {
+        let (sender, inputs) = mpsc::channel(QUEUED_INPUTS);
+        // Bounded by what is asked for: a page a device, a load a chat, one save at a time.
+        let (report, results) = mpsc::unbounded_channel();
+        let saves = Save::start(store.clone(), {
+            let report = report.clone();
+            move |saved| drop(report.send(Report::Saved(saved)))
+        });
+        let worker = Self {
+            config,
+            store,
+            registry,
+            metrics,
+            clock,
+            started: Instant::now(),
+            ticks: 0,
+            inputs,
+            results,
+            report,
+            saves,
+            users: HashMap::new(),
+            devices: HashMap::new(),
+            chats: HashMap::new(),
+            deferred: HashMap::new(),
+            rows: Vec::new(),
+            moves: HashMap::new(),
+        };
+        (worker, Fanout { inputs: sender })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes up what an earlier run left unsettled.
+    ///
+    /// # Errors
+    /// A fault of the store.
+    pub(crate) async fn recover(&mut self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let from = after.clone();
+            let chats = self.store.read(move |store| store.dirty(from.as_ref(), RECOVER.entries)).await?;
+            let Some(last) = chats.last().cloned() else { return Ok(()) };
+            for chat in chats {
+                self.recover_chat(chat).await?;
+            }
+            after = Some(last);
+        }
+    }
+
+    async fn recover_chat(&mut self, chat: ChatId) -> Result<(), StoreError> {
+        let mut from = None;
+        loop {
+            let (id, start) = (chat.clone(), from);
+            let unsettled = self.store.read(move |store| store.unsettled(&id, start, RECOVER)).await?;
+            let Some((last, _)) = unsettled.entries.last() else {
+                // Settled, but still on the list: saving takes it off.
+                self.chats.entry(chat).or_default().fanned = from.and_then(Seq::prev);
+                return Ok(());
+            };
+            from = Some(last.seq.next());
+            let users: HashSet<UserId> =
+                unsettled.entries.iter().flat_map(|(_, users)| users.iter().cloned()).collect();
+            self.load_users(users.into_iter()).await?;
+            for (entry, recipients) in unsettled.entries {
+                self.entry(&unsettled.chat, &entry, &recipients);
+            }
+            self.flush_rows();
+        }
+    }
+
+    pub(crate) async fn run(mut self, mut committed: mpsc::UnboundedReceiver<Committed>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut batch, mut inputs) = (Vec::new(), Vec::new());
+        loop {
+            tokio::select! {
+                biased;
+                _ = tick.tick() => self.tick(),
+                Some(result) = self.results.recv() => self.result(result),
+                count = self.inputs.recv_many(&mut inputs, TAKE) => {
+                    if count == 0 {
+                        break;
+                    }
+                    for input in inputs.drain(..) {
+                        self.input(input).await;
+                    }
+                }
+                count = committed.recv_many(&mut batch, TAKE), if self.saves.has_room() => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.committed(&mut batch).await;
+                }
+            }
+            self.flush_rows();
+        }
+        self.stop(&mut committed).await;
+    }
+
+    /// The last sessions and writes are gone: take up what is left, and save.
+    async fn stop(mut self, committed: &mut mpsc::UnboundedReceiver<Committed>) {
+        let mut batch = Vec::new();
+        while let Ok(event) = committed.try_recv() {
+            batch.push(event);
+        }
+        self.committed(&mut batch).await;
+        let devices: Vec<DeviceId> = self.devices.keys().cloned().collect();
+        for device in devices {
+            self.detach(&device);
+        }
+        self.flush_rows();
+        self.flush_moves();
+        self.save_progress(|_| true);
+        self.saves.finish().await;
+    }
+
+    async fn committed(&mut self, batch: &mut Vec<Committed>) {
+        let mut unknown = HashSet::new();
+        for event in batch.iter() {
+            if let Committed::Entry { recipients, .. } = event {
+                unknown.extend(recipients.iter().filter(|user| !self.users.contains_key(*user)).cloned());
+            }
+        }
+        if let Err(error) = self.load_users(unknown.into_iter()).await {
+            // The store is being opened anew and says so; the entries are found again then.
+            tracing::warn!(%error, "fan-out cannot read devices");
+        }
+        for event in batch.drain(..) {
+            self.metrics.fanout_backlog.dec();
+            match event {
+                Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
+                Committed::Enrolled { device, enrolment } => self.enrolled(device, enrolment).await,
+                Committed::Revoked { device } => self.revoked(&device),
+                Committed::Reopened => self.reopened().await,
+            }
+        }
+    }
+
+    /// Devices and inbox rows of users that were not met yet.
+    async fn load_users(&mut self, users: impl Iterator<Item = UserId>) -> Result<(), StoreError> {
+        let unknown: Vec<UserId> = users.filter(|user| !self.users.contains_key(user)).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let loaded = self
+            .store
+            .read(move |store| {
+                let mut all = Vec::new();
+                for user in unknown {
+                    let (devices, rows) = (store.devices(&user)?, store.inbox_of_user(&user)?);
+                    all.push((user, devices, rows));
+                }
+                Ok(all)
+            })
+            .await?;
+        for (user, devices, rows) in loaded {
+            for device in &devices {
+                self.devices.entry(device.clone()).or_default();
+            }
+            self.users.insert(user, devices);
+            for (device, chat, row) in rows {
+                if let Some(fan) = self.devices.get_mut(&device) {
+                    fan.set(&chat, Some(Track::behind(row.from)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, chat: &ChatId, entry: &Entry, recipients: &[UserId]) {
+        let now = self.now();
+        let seq = entry.seq;
+        let fan = self.chats.entry(chat.clone()).or_default();
+        if fan.fanned.is_some_and(|fanned| seq <= fanned) {
+            return;
+        }
+        fan.fanned = Some(seq);
+        fan.active_millis = now;
+        if matches!(entry.body, EntryBody::Message { .. }) {
+            fan.author(entry.from.user(), seq);
+        } else if matches!(entry.body, EntryBody::Updated(_)) && fan.loaded == Loaded::Yes {
+            // Who takes part changed; the next acknowledgement asks again.
+            fan.loaded = Loaded::No;
+        }
+        // Encoded once, shared by all who get it.
+        let frame = OnceCell::new();
+        let frame = || frame.get_or_init(|| event_frame(&entry_event(chat, entry))).clone();
+        let (mut behind, mut begin) = (Vec::new(), Vec::new());
+        for device in recipients.iter().filter_map(|user| self.users.get(user)).flatten() {
+            let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
+            match state.offer(chat, seq, frame, self.config.window, now) {
+                Offer::Pushed { first } => {
+                    self.metrics.pushes.inc();
+                    if first {
+                        fan.waiting.insert(device.clone());
+                    }
+                }
+                Offer::Behind { begin: from } => {
+                    begin.extend(from.map(|from| (device.clone(), from)));
+                    if state.wants_drain() {
+                        behind.push(device.clone());
+                    }
+                }
+            }
+        }
+        for (device, from) in begin {
+            self.begin_row(&device, chat, from);
+        }
+        for device in behind {
+            self.drain(&device);
+        }
+    }
+
+    async fn input(&mut self, input: Input) {
+        match input {
+            Input::Attached(link) => self.attach(link).await,
+            Input::Detached(link) => {
+                let current = self.devices.get(&link.device).and_then(|device| device.link.as_ref());
+                // The late end of an old connection removes nothing of a new one.
+                if current.is_some_and(|current| current.epoch == link.epoch) {
+                    self.detach(&link.device);
+                }
+            }
+            Input::Acks { link, acks } => {
+                let user = link.device.user();
+                for Ack { chat, up_to } in acks {
+                    self.reached(&user, Some(&link), chat, up_to, false);
+                }
+                self.drain(&link.device);
+            }
+            Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
+        }
+    }
+
+    async fn attach(&mut self, link: Arc<Link>) {
+        let device = link.device.clone();
+        if let Err(error) = self.load_users(std::iter::once(device.user())).await {
+            tracing::warn!(%error, %device, "fan-out cannot read the device's inbox");
+            link.close(&error.refusal());
+            return;
+        }
+        if !self.devices.contains_key(&device) {
+            // Enrolled a moment ago, with the news of it still on its way.
+            self.users.remove(&device.user());
+            if self.load_users(std::iter::once(device.user())).await.is_err() {
+                return;
+            }
+        }
+        self.detach(&device);
+        if let Some(state) = self.devices.get_mut(&device) {
+            state.link = Some(link);
+        }
+        self.drain(&device);
+    }
+
+    fn detach(&mut self, device: &DeviceId) {
+        let Some(state) = self.devices.get_mut(device) else { return };
+        if state.link.is_none() {
+            return;
+        }
+        for (chat, from) in state.detach() {
+            self.begin_row(device, &chat, from);
+        }
+    }
+
+    /// Begins an inbox row; the chat does not wait for the device any more.
+    fn begin_row(&mut self, device: &DeviceId, chat: &ChatId, from: Seq) {
+        let ticket = self.saves.next_ticket();
+        if let Some(fan) = self.chats.get_mut(chat) {
+            fan.waiting.remove(device);
+            fan.begun.push((ticket, from));
+        }
+        self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change: InboxChange::Begin(from) });
+    }
+
+    /// A user took or read a chat up to `up_to`; with `link`, on this connection.
+    fn reached(&mut self, user: &UserId, link: Option<&Arc<Link>>, chat: ChatId, up_to: Seq, read: bool) {
+        let now = self.now();
+        let fan = self.chats.entry(chat.clone()).or_default();
+        fan.active_millis = now;
+        let Some(head) = fan.known_head() else {
+            self.deferred.entry(chat.clone()).or_default().push(Deferred {
+                user: user.clone(),
+                link: link.cloned(),
+                up_to,
+                read,
+            });
+            self.load_chat(&chat);
+            return;
+        };
+        // Nobody has taken what does not exist.
+        let up_to = up_to.min(head);
+        fan.reached(user, up_to, read);
+        let loaded = fan.loaded;
+        if let Some(link) = link {
+            self.taken(link, &chat, up_to, now);
+        }
+        if loaded == Loaded::No {
+            self.load_chat(&chat);
+        }
+    }
+
+    fn taken(&mut self, link: &Arc<Link>, chat: &ChatId, up_to: Seq, now: u64) {
+        let Some(state) = self.devices.get_mut(&link.device) else { return };
+        if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
+            return;
+        }
+        let Some(mut track) = state.track(chat).copied() else { return };
+        if let Track::Live { open, .. } = &track {
+            let waited = Duration::from_millis(now.saturating_sub(open.since_millis));
+            self.metrics.delivery_latency.observe(waited.as_secs_f64());
+        }
+        let progress = track.acknowledge(up_to, now);
+        state.set(chat, if matches!(progress, Progress::Done(_)) { None } else { Some(track) });
+        let key = || (link.device.clone(), chat.clone());
+        match progress {
+            Progress::Done(row) => {
+                if let Some(fan) = self.chats.get_mut(chat) {
+                    fan.waiting.remove(&link.device);
+                }
+                if row == Row::Written {
+                    self.moves.insert(key(), InboxChange::Remove);
+                }
+            }
+            Progress::Moved(from) if !matches!(track, Track::Live { row: Row::None, .. }) => {
+                self.moves.insert(key(), InboxChange::MoveTo(from));
+            }
+            Progress::Moved(_) | Progress::Same => {}
+        }
+    }
+
+    fn load_chat(&mut self, chat: &ChatId) {
+        let Some(fan) = self.chats.get_mut(chat) else { return };
+        if fan.loaded == Loaded::Asked {
+            return;
+        }
+        fan.loaded = Loaded::Asked;
+        let (store, report, chat) = (self.store.clone(), self.report.clone(), chat.clone());
+        tokio::spawn(async move {
+            let id = chat.clone();
+            let result = match store.read(move |store| Ok((store.head(&id)?, store.watermarks(&id)?))).await {
+                Ok((head, watermarks)) => Report::Loaded { chat, head, watermarks },
+                Err(_) => Report::LoadFailed { chat },
+            };
+            // Nobody hears it if the relay is stopping.
+            let _ = report.send(result);
+        });
+    }
+
+    fn result(&mut self, result: Report) {
+        match result {
+            Report::Page(page) => self.page(page),
+            Report::Loaded { chat, head, watermarks } => {
+                if let Some(fan) = self.chats.get_mut(&chat) {
+                    fan.load(head, watermarks);
+                }
+                if head.is_some() {
+                    for Deferred { user, link, up_to, read } in self.deferred.remove(&chat).unwrap_or_default() {
+                        self.reached(&user, link.as_ref(), chat.clone(), up_to, read);
+                    }
+                } else {
+                    // There is no such chat.
+                    self.deferred.remove(&chat);
+                }
+            }
+            Report::LoadFailed { chat } => {
+                self.deferred.remove(&chat);
+                if let Some(fan) = self.chats.get_mut(&chat) {
+                    fan.loaded = Loaded::No;
+                }
+            }
+            Report::Saved(Saved { ticket }) => {
+                for fan in self.chats.values_mut() {
+                    fan.begun.retain(|(begun, _)| *begun > ticket);
+                }
+            }
+        }
+    }
+
+    async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
+        self.metrics.enrolments.inc();
+        self.registry.shut_out(&device, enrolment - 1, &Code::Superseded.into());
+        if self.users.contains_key(&device.user()) {
+            self.forget(&device);
+            let user = device.user();
+            let id = user.clone();
+            if let Ok(rows) = self.store.read(move |store| store.inbox_of_user(&id)).await {
+                let state = self.devices.entry(device.clone()).or_default();
+                for (owner, chat, row) in rows {
+                    if owner == device {
+                        state.set(&chat, Some(Track::behind(row.from)));
+                    }
+                }
+                self.users.entry(user).or_default().push(device);
+            } else {
+                self.users.remove(&user);
+            }
+        }
+    }
+
+    fn revoked(&mut self, device: &DeviceId) {
+        self.registry.shut_out(device, u32::MAX, &Code::Revoked.into());
+        self.forget(device);
+    }
+
+    /// Drops all that is known of a device; no chat waits for it.
+    fn forget(&mut self, device: &DeviceId) {
+        if let Some(devices) = self.users.get_mut(&device.user()) {
+            devices.retain(|known| known != device);
+        }
+        if let Some(state) = self.devices.remove(device) {
+            for (chat, _) in state.tracks() {
+                if let Some(fan) = self.chats.get_mut(chat) {
+                    fan.waiting.remove(device);
+                }
+            }
+        }
+    }
+
+    /// After a fault of the store: forget, and go on as after a crash. Connected devices stay.
+    async fn reopened(&mut self) {
+        let links: Vec<Arc<Link>> = self.devices.values().filter_map(|device| device.link.clone()).collect();
+        self.users.clear();
+        self.devices.clear();
+        self.chats.clear();
+        self.deferred.clear();
+        self.rows.clear();
+        self.moves.clear();
+        for link in links {
+            self.attach(link).await;
+        }
+        if let Err(error) = self.recover().await {
+            // The store says again that it was opened anew once it was.
+            tracing::warn!(%error, "fan-out cannot take up what was left");
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        self.time_out(now);
+        let mut receipts = Vec::new();
+        for (chat, fan) in &mut self.chats {
+            receipts.extend(fan.receipts().into_iter().map(|(user, receipt)| (chat.clone(), user, receipt)));
+        }
+        for (chat, user, receipt) in receipts {
+            let frame = event_frame(&Event::Receipt { chat: chat.clone(), receipt });
+            for device in self.users.get(&user).into_iter().flatten() {
+                if let Some(link) = self.devices.get(device).and_then(|d| d.link.as_ref()) {
+                    // One that does not fit is told when the device asks for the chat.
+                    link.lanes.push(&chat, frame.clone());
+                }
+            }
+        }
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(RESCAN_TICKS) {
+            let waiting = self.devices.iter().filter(|(_, state)| state.wants_drain());
+            for device in waiting.map(|(device, _)| device.clone()).collect::<Vec<_>>() {
+                self.drain(&device);
+            }
+        }
+        self.flush_moves();
+        self.save_progress(|fan| {
+            fan.lag() >= SAVE_LAG || (fan.is_settled() && now.saturating_sub(fan.active_millis) >= IDLE_MILLIS)
+        });
+        self.chats.retain(|_, fan| {
+            fan.loaded == Loaded::Asked
+                || !fan.is_settled()
+                || now.saturating_sub(fan.active_millis) < 2 * IDLE_MILLIS
+                || fan.lag() > 0
+        });
+        self.forget_idle_users();
+    }
+
+    /// Whoever did not acknowledge in time gets a row, and nobody waits for it any more.
+    fn time_out(&mut self, now: u64) {
+        let limit = u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX);
+        let mut late = Vec::new();
+        for (chat, fan) in &self.chats {
+            for device in &fan.waiting {
+                if let Some(Track::Live { open, .. }) = self.devices.get(device).and_then(|d| d.track(chat))
+                    && now.saturating_sub(open.since_millis) >= limit
+                {
+                    late.push((device.clone(), chat.clone(), *open));
+                }
+            }
+        }
+        for (device, chat, open) in late {
+            if let Some(state) = self.devices.get_mut(&device) {
+                state.set(&chat, Some(Track::Live { open, row: Row::Written }));
+            }
+            self.begin_row(&device, &chat, open.first);
+        }
+    }
+
+    fn save_progress(&mut self, due: impl Fn(&ChatFan) -> bool) {
+        let mut all = Vec::new();
+        for (chat, fan) in &mut self.chats {
+            if !due(fan) {
+                continue;
+            }
+            let open = fan.waiting.iter().filter_map(|device| match self.devices.get(device)?.track(chat)? {
+                Track::Live { open, .. } => Some(open.first),
+                Track::Behind { .. } => None,
+            });
+            let first_open = open.min();
+            all.extend(fan.progress(chat, first_open));
+        }
+        if !all.is_empty() {
+            self.saves.progress(all);
+        }
+    }
+
+    fn flush_rows(&mut self) {
+        if !self.rows.is_empty() {
+            self.saves.rows(std::mem::take(&mut self.rows));
+        }
+    }
+
+    fn flush_moves(&mut self) {
+        if self.moves.is_empty() {
+            return;
+        }
+        let moves = self.moves.drain().map(|((device, chat), change)| InboxWrite { device, chat, change });
+        self.saves.rows(moves.collect());
+    }
+
+    /// Users without a connected device leave memory when there are many; the store has their inboxes.
+    fn forget_idle_users(&mut self) {
+        if self.users.len() <= IDLE_USERS || !self.rows.is_empty() || !self.saves.is_idle() {
+            return;
+        }
+        let idle: Vec<UserId> = self
+            .users
+            .iter()
+            .filter(|(_, devices)| {
+                devices.iter().all(|device| self.devices.get(device).is_none_or(|device| device.link.is_none()))
+            })
+            .take(self.users.len() - IDLE_USERS / 2)
+            .map(|(user, _)| user.clone())
+            .collect();
+        for user in idle {
+            for device in self.users.remove(&user).unwrap_or_default() {
+                self.devices.remove(&device);
+            }
+        }
+    }
+}
+
+fn entry_event(chat: &ChatId, entry: &Entry) -> Event {
+    Event::Entry { chat: chat.clone(), entry: entry.to_wire() }
+}
+
+fn event_frame(event: &Event) -> Bytes {
+    let mut frame = Vec::with_capacity(512);
+    codec::encode_event(event, &mut frame).expect("an event is smaller than a frame: its parts are bounded");
+    frame.into()
+}

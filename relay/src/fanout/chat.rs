@@ -1,0 +1,139 @@
+//! One chat in delivery: how far it was fanned out, who is still to take it, how far everybody got.
+
+use crate::store::{ChatProgress, Floor, Watermark};
+use godwit_wire::frame::Receipt;
+use godwit_wire::{ChatId, DeviceId, Seq, UserId};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A chat is here from its first entry, or acknowledgement, until nothing of it is open.
+#[derive(Debug, Default)]
+pub(super) struct ChatFan {
+    /// The last entry that was fanned out; none if there was none since the chat is here.
+    pub(super) fanned: Option<Seq>,
+    /// The head of the log as it was when the watermarks were loaded.
+    head: Option<Seq>,
+    /// Devices that were pushed entries which no inbox row stands for.
+    pub(super) waiting: HashSet<DeviceId>,
+    /// Inbox rows being written: the ticket of the write, and the first entry the row stands for. Ascending tickets.
+    pub(super) begun: Vec<(u64, Seq)>,
+    /// How far each participant got; only what was heard here until it is loaded.
+    watermarks: BTreeMap<UserId, Watermark>,
+    pub(super) loaded: Loaded,
+    changed: HashSet<UserId>,
+    /// Users who wait to hear how far their entries got, with the last of these.
+    authors: HashMap<UserId, Seq>,
+    told: HashMap<UserId, Receipt>,
+    receipts_due: bool,
+    saved: Option<Seq>,
+    /// When something happened last, on fan-out's clock.
+    pub(super) active_millis: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Loaded {
+    #[default]
+    No,
+    Asked,
+    Yes,
+}
+
+impl ChatFan {
+    /// The last entry that is known to exist.
+    pub(super) fn known_head(&self) -> Option<Seq> {
+        self.fanned.max(self.head)
+    }
+
+    pub(super) fn author(&mut self, user: UserId, seq: Seq) {
+        self.authors.insert(user, seq);
+    }
+
+    pub(super) fn load(&mut self, head: Option<Seq>, all: BTreeMap<UserId, Watermark>) {
+        self.head = self.head.max(head);
+        let heard = std::mem::replace(&mut self.watermarks, all);
+        for (user, mark) in heard {
+            if let Some(known) = self.watermarks.get_mut(&user) {
+                known.delivered = known.delivered.max(mark.delivered);
+                known.read = known.read.max(mark.read);
+            }
+        }
+        self.loaded = Loaded::Yes;
+        self.receipts_due = true;
+    }
+
+    /// A user took, or read, everything up to `up_to`.
+    pub(super) fn reached(&mut self, user: &UserId, up_to: Seq, read: bool) {
+        let mark = self.watermarks.entry(user.clone()).or_default();
+        let before = *mark;
+        mark.delivered = mark.delivered.max(Some(up_to));
+        if read {
+            mark.read = mark.read.max(Some(up_to));
+        }
+        if *mark != before {
+            self.changed.insert(user.clone());
+            self.receipts_due = true;
+        }
+    }
+
+    fn floors(&self) -> (Option<Floor>, Option<Floor>) {
+        (
+            Floor::of(self.watermarks.iter().map(|(user, mark)| (user, mark.delivered))),
+            Floor::of(self.watermarks.iter().map(|(user, mark)| (user, mark.read))),
+        )
+    }
+
+    /// Receipts that changed since they were told last. Authors whose last entry everybody has read are done.
+    pub(super) fn receipts(&mut self) -> Vec<(UserId, Receipt)> {
+        if self.loaded != Loaded::Yes || !std::mem::take(&mut self.receipts_due) {
+            return Vec::new();
+        }
+        let (delivered, read) = self.floors();
+        let mut news = Vec::new();
+        for user in self.authors.keys() {
+            let without = |floor: &Option<Floor>| floor.as_ref().and_then(|floor| floor.without(user));
+            let receipt = Receipt { delivered: without(&delivered), read: without(&read) };
+            if receipt != Receipt::default() && self.told.get(user) != Some(&receipt) {
+                news.push((user.clone(), receipt));
+            }
+        }
+        for (user, receipt) in &news {
+            self.told.insert(user.clone(), *receipt);
+            if self.authors.get(user).is_some_and(|last| receipt.read >= Some(*last)) {
+                self.authors.remove(user);
+                self.told.remove(user);
+            }
+        }
+        news
+    }
+
+    /// Nothing is pushed without a row, and no row is being written.
+    pub(super) fn is_settled(&self) -> bool {
+        self.waiting.is_empty() && self.begun.is_empty()
+    }
+
+    /// What to save now, if there is anything. `first_open` is the oldest entry that a waiting device has not taken.
+    pub(super) fn progress(&mut self, chat: &ChatId, first_open: Option<Seq>) -> Option<ChatProgress> {
+        let writing = self.begun.iter().map(|(_, first)| *first).min();
+        let unsettled = match (first_open, writing) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let settled = match (self.fanned, unsettled) {
+            (Some(fanned), Some(open)) => open.prev().min(Some(fanned)),
+            (fanned, None) => fanned,
+            (None, Some(_)) => None,
+        };
+        if settled <= self.saved && self.changed.is_empty() {
+            return None;
+        }
+        self.saved = self.saved.max(settled);
+        let changed = self.changed.drain();
+        let marks = changed.filter_map(|user| self.watermarks.get(&user).map(|mark| (user, *mark))).collect();
+        let (delivered, read) = if self.loaded == Loaded::Yes { self.floors() } else { (None, None) };
+        Some(ChatProgress { chat: chat.clone(), settled, watermarks: marks, delivered, read })
+    }
+
+    /// How many entries lie behind what was saved last.
+    pub(super) fn lag(&self) -> u64 {
+        self.fanned.map_or(0, Seq::get) - self.saved.map_or(0, Seq::get).min(self.fanned.map_or(0, Seq::get))
+    }
+}

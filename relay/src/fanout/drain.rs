@@ -1,0 +1,160 @@
+//! Reading the log for connected devices that are behind, a page at a time, as fast as they acknowledge.
+
+use super::{Report, Worker, entry_event, event_frame};
+use crate::store::{PageLimit, Snapshot, StoreError};
+use godwit_core::Entry;
+use godwit_core::inbox::Track;
+use godwit_wire::frame::{Event, Range, SeqRange};
+use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
+
+/// Entries and bytes of one page.
+const PAGE: PageLimit = PageLimit { entries: 512, bytes: 256 << 10 };
+/// Bytes that wait for a device's lanes, above which no further page is read for it.
+const QUEUED_BYTES: usize = 512 << 10;
+
+/// A page that was read for a device.
+#[derive(Debug)]
+pub(super) struct PageRead {
+    device: DeviceId,
+    epoch: u64,
+    chat: ChatId,
+    page: Option<Page>,
+}
+
+#[derive(Debug)]
+struct Page {
+    /// Over an inbox limit: not pushed.
+    gap: Option<SeqRange>,
+    entries: Vec<Entry>,
+    hidden: Vec<SeqRange>,
+    /// The last entry the user may see; none if there is nothing for them.
+    head: Option<Seq>,
+}
+
+/// Which part of a backlog is pushed.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    oldest: UnixMillis,
+    bytes: u64,
+}
+
+impl Worker {
+    /// Reads on for a device, if it has room and nothing is being read for it.
+    pub(super) fn drain(&mut self, device: &DeviceId) {
+        let Some(state) = self.devices.get_mut(device) else { return };
+        let Some(link) = state.link.clone() else { return };
+        // Half a window, so that live entries find room beside a backlog.
+        let full = state.in_flight() >= self.config.window / 2 || link.lanes.queued_bytes() >= QUEUED_BYTES;
+        if state.reading || full {
+            return;
+        }
+        let Some((chat, track)) = state.next_behind() else { return };
+        let Some(from) = track.next_to_read() else { return };
+        state.reading = true;
+        // Limits are for what gathered while the device was away, not for what it is just being sent.
+        let first = matches!(track, Track::Behind { pushed: None, .. });
+        let now = self.clock.now();
+        let limits =
+            first.then(|| Limits { oldest: now.minus(self.config.inbox_max_age), bytes: self.config.inbox_max_bytes });
+        let (store, report) = (self.store.clone(), self.report.clone());
+        let (device, epoch) = (device.clone(), link.epoch);
+        tokio::spawn(async move {
+            let (user, id) = (device.user(), chat.clone());
+            let page = match store.read(move |store| read(store, &user, &id, from, limits)).await {
+                Ok(page) => Some(page),
+                Err(error) => {
+                    tracing::warn!(%error, %chat, "an inbox cannot be read");
+                    None
+                }
+            };
+            // Nobody hears it if the relay is stopping.
+            let _ = report.send(Report::Page(PageRead { device, epoch, chat, page }));
+        });
+    }
+
+    pub(super) fn page(&mut self, read: PageRead) {
+        let now = self.now();
+        let Some(state) = self.devices.get_mut(&read.device) else { return };
+        let Some(link) = state.link.clone().filter(|link| link.epoch == read.epoch) else { return };
+        state.reading = false;
+        let Some(page) = read.page else {
+            // The store is being opened anew; the device comes back to a relay that can read.
+            link.close(&StoreError::Closed.refusal());
+            return;
+        };
+        // The device may have acknowledged meanwhile; what was read is still what comes next, or lies before it.
+        let Some(track) = state.track(&read.chat).copied().filter(|t| matches!(t, Track::Behind { .. })) else {
+            self.drain(&read.device);
+            return;
+        };
+        let mut covered = None;
+        let mut push = |event: &Event, last: Seq| {
+            let fits = link.lanes.push(&read.chat, event_frame(event));
+            if fits {
+                covered = Some(last);
+            }
+            fits
+        };
+        let chat = || read.chat.clone();
+        let mut fits = page.gap.is_none_or(|range| push(&Event::Gap { chat: chat(), range }, range.to));
+        let mut hidden = page.hidden.iter().peekable();
+        let mut pushed = 0;
+        for entry in &page.entries {
+            while let Some(range) = hidden.next_if(|range| range.from < entry.seq) {
+                fits = fits && push(&Event::Hidden { chat: chat(), range: *range }, range.to);
+            }
+            fits = fits && push(&entry_event(&read.chat, entry), entry.seq);
+            pushed += u64::from(fits);
+        }
+        for range in hidden {
+            fits = fits && push(&Event::Hidden { chat: chat(), range: *range }, range.to);
+        }
+        self.metrics.inbox_drained.inc_by(pushed);
+        let after = track.read_up_to(covered, page.head, now);
+        if after.is_none() {
+            self.moves.insert((read.device.clone(), chat()), crate::store::InboxChange::Remove);
+        }
+        state.set(&read.chat, after);
+        if fits || after != Some(track) {
+            self.drain(&read.device);
+        }
+    }
+}
+
+fn read(store: &Snapshot, user: &UserId, chat: &ChatId, from: Seq, limits: Option<Limits>) -> Result<Page, StoreError> {
+    let head = store.head(chat)?;
+    let mut start = from;
+    if let (Some(limits), Some(head)) = (limits, head) {
+        start = first_within(store, chat, from, head, limits)?;
+    }
+    let gap = start.prev().filter(|_| start > from).map(|to| SeqRange { from, to });
+    match store.stretch(user, chat, Range::From(start), PAGE)? {
+        Ok(stretch) => Ok(Page { gap, entries: stretch.entries, hidden: stretch.hidden, head: Some(stretch.head) }),
+        // No participant, or no chat: there is nothing for the device here.
+        Err(_) => Ok(Page { gap: None, entries: Vec::new(), hidden: Vec::new(), head: None }),
+    }
+}
+
+/// The first entry from `from` on that is young enough, with no more content after it than the limit allows. Both only
+/// grow along a log, so it is found by halving.
+fn first_within(store: &Snapshot, chat: &ChatId, from: Seq, head: Seq, limits: Limits) -> Result<Seq, StoreError> {
+    let Some(last) = store.entry(chat, head)? else { return Ok(from) };
+    let within = |seq: Seq| -> Result<bool, StoreError> {
+        let Some(entry) = store.entry(chat, seq)? else { return Ok(true) };
+        let content = Entry::content_bytes(&entry.body);
+        Ok(entry.at >= limits.oldest && last.total_bytes - entry.total_bytes + content <= limits.bytes)
+    };
+    if from > head || within(from)? {
+        return Ok(from);
+    }
+    let (mut outside, mut inside) = (from, head.next());
+    while outside.next() < inside {
+        let middle = Seq::new(u64::midpoint(outside.get(), inside.get())).map_err(|_| StoreError::BadKey)?;
+        if within(middle)? {
+            inside = middle;
+        } else {
+            outside = middle;
+        }
+    }
+    Ok(inside)
+}

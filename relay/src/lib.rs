@@ -1,0 +1,23 @@
+//! A relay: takes devices' connections over QUIC, keeps chats and inboxes, and delivers.
+//!
+//! How a message travels: [`edge`] takes it from a device, [`store`] decides and commits it with everything that queued
+//! up, only then the sender hears `sent`; [`fanout`] takes it to every recipient, and what a device does not take waits
+//! in its inbox.
+//!
+//! - [`relay`]: starts the parts, stops them in order
+//! - [`config`]: what can be set
+//! - [`edge`]: devices, their sessions and lanes
+//! - [`store`]: where chats, inboxes and devices are kept
+//! - [`fanout`]: serves every recipient of every entry
+//! - [`admin`]: health, metrics, commands for operators
+
+mod admin;
+pub mod config;
+mod edge;
+mod fanout;
+pub mod metrics;
+mod relay;
+pub mod store;
+
+pub use config::Config;
+pub use relay::{Relay, StartError};

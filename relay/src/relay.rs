@@ -1,0 +1,234 @@
+//! Starts the parts of a relay, and stops them in order.
+
+use crate::admin;
+use crate::config::Config;
+use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
+use crate::fanout::Worker;
+use crate::metrics::Metrics;
+use crate::store::{OpenStore, Store, StoreError, file};
+use arc_swap::ArcSwap;
+use godwit_certs::folder::{FolderError, RelayDir};
+use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
+use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, Code, Refusal, RelayId};
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a stop may take: what was accepted is finished within it.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// How long devices get to hear that the relay stops.
+const FAREWELL: Duration = Duration::from_millis(200);
+/// A connection that is silent for longer is dead. Clients send keep-alives well within it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lanes that a client may have open at once.
+const CLIENT_LANES: u32 = 32;
+/// Bytes in flight on one connection, each way.
+const CONNECTION_WINDOW: u32 = 2 << 20;
+const LANE_WINDOW: u32 = 1 << 20;
+/// The kernel's buffers for the one UDP socket; what it grants may be less.
+const SOCKET_BUFFER: usize = 8 << 20;
+
+/// Why a relay did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("certificates: {0}")]
+    Certificates(#[from] FolderError),
+    #[error("certificates: {0}")]
+    Tls(#[from] TlsError),
+    #[error("certificates: {0}")]
+    Suite(#[from] NoInitialCipherSuite),
+    #[error("{what} {address}: {source}")]
+    Bind { what: &'static str, address: SocketAddr, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+}
+
+/// A relay that runs.
+#[derive(Debug)]
+pub struct Relay {
+    pub id: RelayId,
+    pub quic: SocketAddr,
+    pub admin: SocketAddr,
+    /// Where the root's certificate lies, which clients need.
+    pub authority: PathBuf,
+    certs: RelayDir,
+    served: Arc<ServedCertificate>,
+    edge: Arc<Edge>,
+    endpoint: Endpoint,
+    stop: CancellationToken,
+    accepting: JoinHandle<()>,
+    fanning: JoinHandle<()>,
+    administering: JoinHandle<()>,
+    store_thread: std::thread::JoinHandle<()>,
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_LANES))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit a QUIC time-out")))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .stream_receive_window(VarInt::from_u32(LANE_WINDOW))
+        .send_window(CONNECTION_WINDOW.into())
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    // Best effort: the kernel's limit may be lower.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+impl Relay {
+    /// Opens the store, takes up what an earlier run left, and only then opens the ports.
+    pub async fn start(config: &Config, crypto: &Crypto) -> Result<Self, StartError> {
+        let certs = RelayDir::new(&config.certs);
+        let files = certs.read()?;
+        let id = files.relay.clone();
+        let served = ServedCertificate::new(crypto, files.credential.clone())?;
+        let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::from)?;
+        let alpn: &[&[u8]] = &[ALPN_DEVICE, ALPN_ENROL];
+        let tls = tls::relay(crypto, &files.root, served.clone(), Tickets::Stateless(ticketer), alpn)?;
+
+        let metrics = Metrics::default();
+        std::fs::create_dir_all(&config.data)
+            .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
+        let path = config.data.join(file::NAME);
+        let opener = file::opener(path, id.region(), config.store.cache.bytes());
+        let free = file::free_bytes(config.data.clone());
+        let OpenStore { store, committed, thread } =
+            Store::open(opener, Some(free), &config.store_limits(), crypto.clock.clone(), metrics.clone())?;
+
+        let registry = Arc::new(Registry::default());
+        let (mut worker, fanout) =
+            Worker::new(config.fanout(), store.clone(), registry.clone(), crypto.clock.clone(), metrics.clone());
+        worker.recover().await?;
+
+        let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
+        let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+        server
+            .transport_config(Arc::new(transport()))
+            .max_incoming(4096)
+            .incoming_buffer_size(64 << 10)
+            .incoming_buffer_size_total(16 << 20);
+        let socket = bind(config.listen).map_err(bind_error("listen", config.listen))?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+            .map_err(bind_error("listen", config.listen))?;
+        let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
+        let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;
+        let admin = listener.local_addr().map_err(bind_error("admin", config.admin))?;
+
+        let edge = Arc::new(Edge::new(EdgeParts {
+            relay: id.clone(),
+            store: store.clone(),
+            fanout,
+            registry,
+            identity: Arc::new(ArcSwap::from_pointee(files)),
+            rates: config.rates(),
+            admission: config.admission(),
+            lane_bytes: config.delivery.lane_bytes.bytes(),
+            clock: crypto.clock.clone(),
+            metrics: metrics.clone(),
+        }));
+        let stop = CancellationToken::new();
+        let fanning = tokio::spawn(worker.run(committed));
+        let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
+        let router = admin::router(admin::Admin::new(edge.clone(), served.clone(), stop.clone()));
+        let administering = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the admin port ended");
+            }
+        });
+        let authority = certs.root_certificate_path();
+        tracing::info!(relay = %id, %quic, %admin, "ready");
+        Ok(Self {
+            id,
+            quic,
+            admin,
+            authority,
+            certs,
+            served,
+            edge,
+            endpoint,
+            stop,
+            accepting,
+            fanning,
+            administering,
+            store_thread: thread,
+        })
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.edge.metrics
+    }
+
+    /// Reads certificates and limits anew. Connections stay as they are.
+    ///
+    /// # Errors
+    /// The first thing that cannot be read; nothing was changed then.
+    pub fn reload(&self, config: &Config) -> Result<(), StartError> {
+        let files = self.certs.read()?;
+        self.served.replace(files.credential.clone())?;
+        self.edge.identity.store(Arc::new(files));
+        self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
+        tracing::info!("certificates and limits were read anew");
+        Ok(())
+    }
+
+    /// Takes no more connections, finishes what was accepted, tells the devices, and closes the store. Takes at most
+    /// about ten seconds.
+    pub async fn stop(self) {
+        let Self { edge, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
+        let deadline = Instant::now() + STOP_WITHIN;
+        stop.cancel();
+        let reason = Refusal::from(Code::ShuttingDown);
+        edge.registry.go_away(&reason, &[]);
+        tokio::time::sleep(FAREWELL).await;
+        while !edge.store.is_quiet() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let reason_bytes = godwit_wire::codec::encode_reason(&reason);
+        endpoint.close(VarInt::from_u32(reason.code.number().into()), &reason_bytes);
+        end(accepting, deadline, "accepting").await;
+        administering.abort();
+        // Its end is the cancellation just asked for.
+        let _ = administering.await;
+        drop(edge);
+        end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
+        let closed = tokio::task::spawn_blocking(move || store_thread.join());
+        if !matches!(tokio::time::timeout(Duration::from_secs(2), closed).await, Ok(Ok(Ok(())))) {
+            tracing::error!("the store's thread did not end in time");
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn end(task: JoinHandle<()>, deadline: Instant, what: &str) {
+    let abort = task.abort_handle();
+    match tokio::time::timeout_at(deadline, task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, what, "a part of the relay ended badly"),
+        Err(_) => {
+            tracing::error!(what, "a part of the relay did not end in time");
+            abort.abort();
+        }
+    }
+}

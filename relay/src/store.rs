@@ -1,0 +1,325 @@
+//! Where chats, inboxes and devices are stored: embedded redb with group commit.
+//!
+//! Every write goes through one thread ([`writer`]), which commits all that queued up with one fsync; reads use
+//! snapshots beside it. What a write means is decided in `godwit_core`; what is kept, and under which key, is listed in
+//! [`tables`]. What was committed is told to fan-out in the order of the commits.
+//!
+//! - [`chats`]: commands on a chat's log, and the states of chats in memory
+//! - [`delivery`]: inbox rows, watermarks, settled cursors
+//! - [`devices`]: enrolment, revocation
+//! - [`read`]: history, chat lists, what fan-out resumes from
+//! - [`file`]: opening, checking and copying the file
+
+mod chats;
+mod delivery;
+mod devices;
+pub mod file;
+mod keys;
+mod read;
+mod tables;
+mod writer;
+
+pub use delivery::{ChatProgress, InboxChange, InboxWrite};
+pub use devices::Issued;
+pub(crate) use read::{PageLimit, Snapshot};
+pub use tables::{Floor, Watermark};
+
+use crate::metrics::Metrics;
+use chats::{ChatCache, Commands};
+use delivery::{InboxWrites, SaveProgress};
+use devices::{Enrol, Renewed, Revoke, Seen};
+use godwit_core::{Command, Entry, Outcome};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
+use redb::Database;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use writer::{Job, Write, Writer, job};
+
+/// Writes that wait for the writer, at most; whoever comes then waits for a place.
+const QUEUED_JOBS: usize = 1024;
+/// The unit in which memory in flight is counted.
+const PERMIT_BYTES: usize = 1024;
+
+/// A fault of the store. A client hears `Unavailable`.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0}")]
+    Database(Box<redb::Error>),
+    #[error("a record in the store: {0}")]
+    Record(#[from] godwit_core::entry::RecordError),
+    #[error("a key in the store cannot be read")]
+    BadKey,
+    #[error("the store contradicts itself: {0}")]
+    Inconsistent(&'static str),
+    #[error("the store is being opened anew")]
+    Closed,
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{}: in use by another process", .0.display())]
+    InUse(PathBuf),
+    #[error("{}: not a store, or damaged: {what}", path.display())]
+    Corrupt { path: PathBuf, what: String },
+    #[error("{}: format {found}, which is newer than this version's {known}: use a newer godwit", path.display())]
+    Newer { path: PathBuf, found: String, known: u32 },
+    #[error("{}: the store of region {found}, not of {expected}", path.display())]
+    OtherRegion { path: PathBuf, found: String, expected: String },
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        })*
+    };
+}
+from_redb!(redb::StorageError, redb::TableError, redb::TransactionError, redb::CommitError, redb::DatabaseError);
+
+impl StoreError {
+    /// How a client hears of it.
+    pub fn refusal(&self) -> Refusal {
+        Refusal::retry(Code::Unavailable, Duration::from_secs(2))
+    }
+}
+
+/// What was committed, in order, as fan-out hears it.
+#[derive(Clone, Debug)]
+pub enum Committed {
+    Entry {
+        chat: ChatId,
+        entry: Arc<Entry>,
+        recipients: Arc<[UserId]>,
+        in_flight: Arc<InFlight>,
+    },
+    /// The device's own inbox rows begin after the heads of its chats.
+    Enrolled {
+        device: DeviceId,
+        enrolment: u32,
+    },
+    Revoked {
+        device: DeviceId,
+    },
+    /// The file was opened anew after a fault: what was committed last may be more than was told.
+    Reopened,
+}
+
+/// Memory that commands hold from their arrival until fan-out has taken up their entries.
+#[derive(Debug)]
+pub struct InFlight {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Opens the database, at the start and again after a fault.
+pub type Opener = Arc<dyn Fn() -> Result<Database, StoreError> + Send + Sync>;
+
+/// Limits of a store.
+#[derive(Clone, Debug)]
+pub struct StoreLimits {
+    /// Bytes of commands between arrival and fan-out. Lanes wait when it is reached.
+    pub in_flight_bytes: usize,
+    /// Chats whose state is kept in memory.
+    pub cached_chats: usize,
+    /// Free disk space below which sends are refused, so that acknowledging and deleting go on.
+    pub reserve_bytes: u64,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self { in_flight_bytes: 64 << 20, cached_chats: 100_000, reserve_bytes: 64 << 20 }
+    }
+}
+
+/// The database that is open now, shared by the writer and all readers.
+pub(crate) struct Shared {
+    database: RwLock<Option<Arc<Database>>>,
+    free_bytes: Option<Box<dyn Fn() -> Option<u64> + Send + Sync>>,
+}
+
+impl Shared {
+    fn database(&self) -> Option<Arc<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn open(&self, database: Database) -> Arc<Database> {
+        let database = Arc::new(database);
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database.clone());
+        database
+    }
+
+    /// Readers that still hold the database let go of it when their read ends; until then it cannot be opened anew.
+    fn close(&self) {
+        self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.free_bytes.as_ref().and_then(|free| free())
+    }
+}
+
+/// A handle on the store. Cloning shares it.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    shared: Arc<Shared>,
+    in_flight: Arc<Semaphore>,
+    in_flight_permits: u32,
+    generation: u64,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// A store that was opened, with what it tells and how to wait for its end.
+#[derive(Debug)]
+pub struct OpenStore {
+    pub store: Store,
+    pub committed: mpsc::UnboundedReceiver<Committed>,
+    /// Ends once every handle is dropped, all that queued is committed and the file is closed.
+    pub thread: std::thread::JoinHandle<()>,
+}
+
+impl Store {
+    /// Opens a store with `opener` and starts its writer.
+    ///
+    /// # Errors
+    /// Whatever `opener` returns; nothing was started then.
+    pub fn open(
+        opener: Opener,
+        free_bytes: Option<Box<dyn Fn() -> Option<u64> + Send + Sync>>,
+        limits: &StoreLimits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<OpenStore, StoreError> {
+        let database = opener()?;
+        let generation = file::generation(&database)?;
+        let shared = Arc::new(Shared { database: RwLock::new(Some(Arc::new(database))), free_bytes });
+        let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
+        // Not bounded by itself: every entry in it holds a part of `in_flight`.
+        let (committed_tx, committed) = mpsc::unbounded_channel();
+        let writer = Writer {
+            jobs: queue,
+            committed: committed_tx,
+            shared: shared.clone(),
+            opener,
+            clock,
+            metrics,
+            cached_chats: limits.cached_chats,
+            reserve_bytes: limits.reserve_bytes,
+            chats: ChatCache::default(),
+            free_space: None,
+            reopen_at: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| StoreError::File { path: PathBuf::from("store thread"), source })?;
+        let in_flight_permits = u32::try_from(limits.in_flight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
+        let in_flight = Arc::new(Semaphore::new(in_flight_permits as usize));
+        Ok(OpenStore { store: Self { jobs, shared, in_flight, in_flight_permits, generation }, committed, thread })
+    }
+
+    /// Changes when the store was restored from a backup.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Nothing is between its arrival and fan-out.
+    pub fn is_quiet(&self) -> bool {
+        self.in_flight.available_permits() == self.in_flight_permits as usize
+    }
+
+    async fn write<W: Write>(&self, write: W) -> Result<W::Output, Refusal> {
+        let (job, answer) = job(write);
+        let gone = || Refusal::from(Code::ShuttingDown);
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Waits until there is room for `commands`, then queues them and returns the wait for their outcomes, one each in
+    /// their order, all durable. Commands of one call are decided in their order.
+    ///
+    /// Cancel safety: once this returned, the commands run whether the answer is awaited or not.
+    pub async fn submit(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<>, Refusal> {
+        let bytes: usize = commands.iter().map(Command::cost_bytes).sum();
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.in_flight_permits);
+        let gone = || Refusal::from(Code::ShuttingDown);
+        let permit = self.in_flight.clone().acquire_many_owned(permits).await.map_err(|_| gone())?;
+        let in_flight = Arc::new(InFlight { _permit: permit });
+        let (job, answer) = job(Commands { commands, in_flight });
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        Ok(async move { answer.await.map_err(|_| gone())? })
+    }
+
+    /// Uses up a token and gives `device` a new enrolment, for which `issue` makes the certificate.
+    pub async fn enrol(
+        &self,
+        device: DeviceId,
+        jti: String,
+        forget_at: UnixMillis,
+        issue: impl Fn(u32) -> Result<Issued, Refusal> + Send + 'static,
+    ) -> Result<Issued, Refusal> {
+        self.write(Enrol { device, jti, forget_at, issue: Box::new(issue) }).await?
+    }
+
+    /// Notes a renewed certificate. False if the device has another enrolment by now, or was revoked.
+    pub async fn renewed(&self, device: DeviceId, enrolment: u32, fingerprint: [u8; 32]) -> Result<bool, Refusal> {
+        self.write(Renewed { device, enrolment, fingerprint }).await
+    }
+
+    /// Shuts a device out. False if there is no such device.
+    pub async fn revoke(&self, device: DeviceId) -> Result<bool, Refusal> {
+        self.write(Revoke { device }).await
+    }
+
+    pub async fn seen(&self, device: DeviceId) -> Result<(), Refusal> {
+        self.write(Seen { device }).await
+    }
+
+    pub async fn write_inbox(&self, writes: Vec<InboxWrite>) -> Result<(), Refusal> {
+        self.write(InboxWrites(writes)).await
+    }
+
+    pub async fn save_progress(&self, progress: Vec<ChatProgress>) -> Result<(), Refusal> {
+        self.write(SaveProgress(progress)).await
+    }
+
+    /// Runs `read` on a snapshot, on a thread where it may block.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Snapshot) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = self.shared.clone();
+        let result = tokio::task::spawn_blocking(move || {
+            let database = shared.database().ok_or(StoreError::Closed)?;
+            let txn = redb::ReadableDatabase::begin_read(&*database)?;
+            read(&Snapshot::new(txn))
+        });
+        match result.await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(%error, "a read of the store did not end");
+                Err(StoreError::Closed)
+            }
+        }
+    }
+
+    /// Copies the store as it is now to a new file, under a new generation.
+    pub async fn backup(&self, to: PathBuf) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let copy = tokio::task::spawn_blocking(move || {
+            let database = shared.database().ok_or(StoreError::Closed)?;
+            file::copy(&database, &to)
+        });
+        copy.await.unwrap_or(Err(StoreError::Closed))
+    }
+}

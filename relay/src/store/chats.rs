@@ -1,0 +1,369 @@
+//! Chats on their way through a commit: their states in memory, and commands applied to them.
+
+use super::keys::{self, Key};
+use super::tables::{ChatRow, CursorRow, NumberRow, Read, Tables, decode, put};
+use super::writer::{Batch, Write};
+use super::{Committed, InFlight, StoreError};
+use godwit_core::number::Void;
+use godwit_core::{
+    Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
+    View, decide,
+};
+use godwit_wire::{ChatId, Refusal, Seq, UserId};
+use redb::ReadableTable;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Marks are saved when they are this many entries behind, so a restart folds at most so many.
+pub(super) const MARK_LAG: u64 = 256;
+
+/// A chat in the writer's memory. Changed while a batch runs; dropped if the batch fails.
+#[derive(Debug)]
+pub(super) struct ChatState {
+    pub(super) chat: Chat,
+    senders: HashMap<Sender, SenderState>,
+    /// Every entry up to here has its number saved; 0 before the first.
+    marked: u64,
+    /// On the dirty list.
+    pub(super) dirty: bool,
+    /// The batch that used it last.
+    used: u64,
+}
+
+#[derive(Debug, Default)]
+struct SenderState {
+    mark: Mark,
+    /// Void rows may exist.
+    voids: bool,
+    /// The mark's last entry is not saved yet.
+    unsaved: bool,
+}
+
+/// The states of chats in use. A state can be dropped at any time: the store has all of it.
+#[derive(Debug, Default)]
+pub(super) struct ChatCache {
+    states: HashMap<ChatId, ChatState>,
+    batch: u64,
+}
+
+impl ChatCache {
+    pub(super) fn clear(&mut self) {
+        self.states.clear();
+    }
+
+    /// Ends a batch. Drops those that were not used for longest once there are more than `most`.
+    pub(super) fn end_batch(&mut self, most: usize) {
+        self.batch += 1;
+        if self.states.len() <= most + most / 4 {
+            return;
+        }
+        let mut used: Vec<u64> = self.states.values().map(|state| state.used).collect();
+        let surplus = used.len() - most;
+        let (_, &mut oldest_kept, _) = used.select_nth_unstable(surplus);
+        self.states.retain(|_, state| state.used >= oldest_kept);
+    }
+
+    /// The state of `chat`, read if need be; none if there is no such chat.
+    pub(super) fn get(&mut self, tables: &Tables<'_>, chat: &ChatId) -> Result<Option<&mut ChatState>, StoreError> {
+        if !self.states.contains_key(chat) {
+            match load(tables, chat)? {
+                Some(state) => self.states.insert(chat.clone(), state),
+                None => return Ok(None),
+            };
+        }
+        let mut state = self.states.get_mut(chat);
+        if let Some(state) = &mut state {
+            state.used = self.batch;
+        }
+        Ok(state)
+    }
+}
+
+pub(super) fn last_entry(
+    log: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    chat: &ChatId,
+) -> Result<Option<Entry>, StoreError> {
+    let (start, end) = Key::new().chat(chat).prefix();
+    let last = log.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
+    last.map(|(_, value)| decode(value.value())).transpose()
+}
+
+pub(super) fn participants(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    chat: &ChatId,
+) -> Result<BTreeMap<UserId, Participant>, StoreError> {
+    let (start, end) = Key::new().chat(chat).prefix();
+    let mut rows = BTreeMap::new();
+    for row in table.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+        let (key, value) = row?;
+        rows.insert(keys::Parts(&key.value()[start.len()..]).user()?, decode(value.value())?);
+    }
+    Ok(rows)
+}
+
+fn load(tables: &Tables<'_>, id: &ChatId) -> Result<Option<ChatState>, StoreError> {
+    let key = Key::new().chat(id).bytes();
+    let Some(row) = Read::record::<ChatRow>(&tables.chats, &key)? else { return Ok(None) };
+    let last = last_entry(&tables.log, id)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
+    let rows = participants(&tables.participants, id)?;
+    let cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
+    let chat = Chat::from_records(id.clone(), row.kind, row.title, row.created_at, rows, &last);
+    let marked = cursor.marked.map_or(0, Seq::get);
+    let mut state =
+        ChatState { chat, senders: HashMap::new(), marked, dirty: tables.dirty.record::<()>(&key)?.is_some(), used: 0 };
+    if last.seq.get() > marked {
+        let first = Seq::new(marked + 1).map_err(|_| StoreError::BadKey)?;
+        let (start, end) = (keys::log(id, first), keys::log(id, last.seq));
+        for row in tables.log.range::<&[u8]>(start.as_slice()..=end.as_slice())? {
+            let entry: Entry = decode(row?.1.value())?;
+            let sender = Sender { device: entry.from.clone(), enrolment: entry.enrolment };
+            if !state.senders.contains_key(&sender) {
+                let saved = load_sender(tables, id, &sender)?;
+                state.senders.insert(sender.clone(), saved);
+            }
+            if let Some(known) = state.senders.get_mut(&sender) {
+                known.mark.last = Some(Link { n: entry.n, seq: entry.seq });
+                known.mark.n = known.mark.n.max(entry.n);
+                known.unsaved = true;
+            }
+        }
+    }
+    Ok(Some(state))
+}
+
+fn load_sender(tables: &Tables<'_>, chat: &ChatId, sender: &Sender) -> Result<SenderState, StoreError> {
+    let (start, end) = Key::new().chat(chat).sender(sender).prefix();
+    let last = tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
+    let Some((key, value)) = last else { return Ok(SenderState::default()) };
+    let n = keys::Parts(&key.value()[start.len()..]).number()?;
+    let last = match decode(value.value())? {
+        NumberRow::Entry { seq } => Some(Link { n, seq }),
+        NumberRow::Void { last, .. } => last,
+    };
+    Ok(SenderState { mark: Mark { n, last }, voids: true, unsaved: false })
+}
+
+struct CommandView<'a, 't> {
+    tables: &'a Tables<'t>,
+    command: &'a Command,
+    chat: Option<&'a Chat>,
+    mark: Mark,
+}
+
+impl CommandView<'_, '_> {
+    fn sent(entry: &Entry) -> Decided {
+        Decided { id: entry.id, outcome: Outcome::Sent { seq: entry.seq, at: entry.at } }
+    }
+}
+
+impl View for CommandView<'_, '_> {
+    type Fault = StoreError;
+
+    fn chat(&self) -> Option<&Chat> {
+        self.chat
+    }
+
+    fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    fn decided(&self, n: u64) -> Result<Option<Decided>, StoreError> {
+        let chat = &self.command.stamp.chat;
+        let prefix = || Key::new().chat(chat).sender(&self.command.sender);
+        let (_, end) = prefix().prefix();
+        let start = prefix().number(n).bytes();
+        let next = self.tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?;
+        let mut link = self.mark.last;
+        if let Some((key, value)) = next {
+            let at = keys::Parts(&key.value()[start.len() - 8..]).number()?;
+            match decode(value.value())? {
+                NumberRow::Void { void, .. } if at == n => {
+                    return Ok(Some(Decided { id: void.id, outcome: Outcome::Refused(void.refusal) }));
+                }
+                NumberRow::Void { last, .. } => link = last,
+                NumberRow::Entry { seq } => link = Some(Link { n: at, seq }),
+            }
+        }
+        // At most as many steps as entries lie between two saved numbers.
+        while let Some(Link { n: at, seq }) = link.filter(|link| link.n >= n) {
+            let entry = self.entry(seq)?.ok_or(StoreError::Inconsistent("a link to an entry that is not there"))?;
+            if at == n {
+                return Ok(Some(Self::sent(&entry)));
+            }
+            link = entry.previous;
+        }
+        Ok(None)
+    }
+
+    fn entry(&self, seq: Seq) -> Result<Option<Entry>, StoreError> {
+        self.tables.log.record(&keys::log(&self.command.stamp.chat, seq))
+    }
+
+    fn user_exists(&self, user: &UserId) -> Result<bool, StoreError> {
+        let (start, end) = Key::new().user(user).prefix();
+        Ok(self.tables.devices.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some())
+    }
+}
+
+/// Commands of one lane, answered together.
+#[derive(Debug)]
+pub(super) struct Commands {
+    pub(super) commands: Vec<Command>,
+    pub(super) in_flight: Arc<InFlight>,
+}
+
+impl Write for Commands {
+    type Output = Vec<Outcome>;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
+        self.commands.iter().map(|command| run(command, batch, &self.in_flight)).collect()
+    }
+}
+
+fn run(command: &Command, batch: &mut Batch<'_, '_>, in_flight: &Arc<InFlight>) -> Result<Outcome, StoreError> {
+    let id = &command.stamp.chat;
+    let mut state = batch.chats.get(&batch.tables, id)?;
+    let mark = match &mut state {
+        None => Mark::default(),
+        Some(state) => {
+            if !state.senders.contains_key(&command.sender) {
+                // A stranger leaves no trace in memory either.
+                if state.chat.participant(&command.sender.device.user()).is_some() {
+                    let sender = load_sender(&batch.tables, id, &command.sender)?;
+                    state.senders.insert(command.sender.clone(), sender);
+                }
+            }
+            state.senders.get(&command.sender).map(|s| s.mark).unwrap_or_default()
+        }
+    };
+    let view = CommandView { tables: &batch.tables, command, chat: state.as_deref().map(|s| &s.chat), mark };
+    match decide(command, &view, batch.now)? {
+        Decision::Answer(outcome) => Ok(outcome),
+        Decision::Void(refusal) => void(command, refusal, batch),
+        Decision::Append(entry) => append(command, *entry, batch, in_flight),
+    }
+}
+
+fn void(command: &Command, refusal: Refusal, batch: &mut Batch<'_, '_>) -> Result<Outcome, StoreError> {
+    let id = &command.stamp.chat;
+    let state = batch.chats.get(&batch.tables, id)?.ok_or(StoreError::Inconsistent("a void without a chat"))?;
+    let sender = state.senders.entry(command.sender.clone()).or_default();
+    let row = NumberRow::Void { void: Void { id: command.stamp.id, refusal: refusal.clone() }, last: sender.mark.last };
+    sender.mark.n = command.stamp.n;
+    prune_voids(command, sender, &mut batch.tables)?;
+    sender.voids = true;
+    let key = Key::new().chat(id).sender(&command.sender).number(command.stamp.n).bytes();
+    put(&mut batch.tables.numbers, &key, &row)?;
+    Ok(Outcome::Refused(refusal))
+}
+
+/// Forgets the voids that the device has heard of. Entries' numbers stay: they are the index of its entries.
+fn prune_voids(command: &Command, sender: &mut SenderState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+    if !std::mem::take(&mut sender.voids) {
+        return Ok(());
+    }
+    let prefix = || Key::new().chat(&command.stamp.chat).sender(&command.sender);
+    let (start, end) = prefix().prefix();
+    let mut heard = Vec::new();
+    for row in tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+        let (key, value) = row?;
+        if let NumberRow::Void { .. } = decode(value.value())? {
+            if keys::Parts(&key.value()[start.len()..]).number()? < command.stamp.oldest {
+                heard.push(key.value().to_vec());
+            } else {
+                sender.voids = true;
+            }
+        }
+    }
+    for key in heard {
+        tables.numbers.remove(key.as_slice())?;
+    }
+    Ok(())
+}
+
+fn append(
+    command: &Command,
+    entry: Entry,
+    batch: &mut Batch<'_, '_>,
+    in_flight: &Arc<InFlight>,
+) -> Result<Outcome, StoreError> {
+    let id = &command.stamp.chat;
+    let tables = &mut batch.tables;
+    put(&mut tables.log, &keys::log(id, entry.seq), &entry)?;
+    let applied = if let Some(state) = batch.chats.states.get_mut(id) {
+        state.chat.apply(&entry)
+    } else {
+        let (chat, applied) =
+            Chat::created(id.clone(), &entry).ok_or(StoreError::Inconsistent("an entry without a chat"))?;
+        let used = batch.chats.batch;
+        let state = ChatState { chat, senders: HashMap::new(), marked: 0, dirty: false, used };
+        batch.chats.states.insert(id.clone(), state);
+        applied
+    };
+    let Applied { recipients, projections } = applied;
+    let state = batch.chats.states.get_mut(id).expect("it was found or made above");
+    for projection in projections {
+        project(&projection, &state.chat, tables)?;
+    }
+    let sender = state.senders.entry(command.sender.clone()).or_default();
+    sender.mark = Mark { n: entry.n, last: Some(Link { n: entry.n, seq: entry.seq }) };
+    sender.unsaved = true;
+    prune_voids(command, sender, tables)?;
+    if !std::mem::replace(&mut state.dirty, true) {
+        put(&mut tables.dirty, &Key::new().chat(id).bytes(), &())?;
+    }
+    if entry.seq.get() - state.marked >= MARK_LAG {
+        save_marks(state, tables)?;
+    }
+    let outcome = Outcome::Sent { seq: entry.seq, at: entry.at };
+    batch.committed.push(Committed::Entry {
+        chat: id.clone(),
+        entry: Arc::new(entry),
+        recipients,
+        in_flight: in_flight.clone(),
+    });
+    Ok(outcome)
+}
+
+fn project(projection: &Projection, chat: &Chat, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+    let key = Key::new().chat(&chat.id);
+    match projection {
+        Projection::Chat => {
+            let row = ChatRow { kind: chat.kind, title: chat.title.clone(), created_at: chat.created_at };
+            put(&mut tables.chats, &key.bytes(), &row)
+        }
+        Projection::Participant(user) => {
+            let row = chat.participant(user).ok_or(StoreError::Inconsistent("a participant without a row"))?;
+            put(&mut tables.participants, &key.user(user).bytes(), row)?;
+            put(&mut tables.user_chats, &Key::new().user(user).chat(&chat.id).bytes(), &())
+        }
+        Projection::Erase { of, by } => {
+            let key = keys::log(&chat.id, *of);
+            if let Some(entry) = tables.log.record::<Entry>(&key)? {
+                put(&mut tables.log, &key, &entry.erased(*by))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Saves the numbers of all entries up to the head.
+fn save_marks(state: &mut ChatState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+    let id = &state.chat.id;
+    for (sender, known) in &mut state.senders {
+        if let (true, Some(last)) = (std::mem::take(&mut known.unsaved), known.mark.last) {
+            let key = Key::new().chat(id).sender(sender).number(last.n).bytes();
+            put(&mut tables.numbers, &key, &NumberRow::Entry { seq: last.seq })?;
+        }
+    }
+    state.marked = state.chat.head.get();
+    let key = Key::new().chat(id).bytes();
+    let mut cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
+    cursor.marked = Some(state.chat.head);
+    put(&mut tables.cursors, &key, &cursor)
+}
+
+/// The record of a device, if it was ever enrolled.
+pub(super) fn device(tables: &Tables<'_>, key: &[u8]) -> Result<Option<Device>, StoreError> {
+    tables.devices.record(key)
+}

@@ -1,0 +1,114 @@
+//! What fan-out keeps: inbox rows, watermarks, and how far a chat is settled.
+
+use super::StoreError;
+use super::keys::Key;
+use super::tables::{CursorRow, Floor, Read, Watermark, put};
+use super::writer::{Batch, Write};
+use godwit_core::Device;
+use godwit_core::inbox::InboxRow;
+use godwit_wire::{ChatId, DeviceId, Seq, UserId};
+
+/// A change of one inbox row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InboxChange {
+    /// The device has not taken `from`. A row that starts lower stays as it is.
+    Begin(Seq),
+    /// The device has taken everything below.
+    MoveTo(Seq),
+    Remove,
+}
+
+#[derive(Clone, Debug)]
+pub struct InboxWrite {
+    pub device: DeviceId,
+    pub chat: ChatId,
+    pub change: InboxChange,
+}
+
+/// Changes of inbox rows. They go on while the disk is full: a row is small, and removing one needs a commit too.
+#[derive(Debug)]
+pub(super) struct InboxWrites(pub(super) Vec<InboxWrite>);
+
+impl Write for InboxWrites {
+    type Output = ();
+    const NEEDS_SPACE: bool = false;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+        for write in &self.0 {
+            let key = Key::new().device(&write.device).chat(&write.chat).bytes();
+            let row: Option<InboxRow> = batch.tables.inbox.record(&key)?;
+            let row = match (&write.change, row) {
+                (InboxChange::Begin(from), Some(row)) if row.from <= *from => continue,
+                (InboxChange::Begin(from), row) => {
+                    // A device that was revoked meanwhile keeps no inbox.
+                    let device: Option<Device> =
+                        batch.tables.devices.record(&Key::new().device(&write.device).bytes())?;
+                    if device.is_none_or(|device| device.revoked) {
+                        continue;
+                    }
+                    if row.is_none() {
+                        batch.metrics.inbox_rows_written.inc();
+                    }
+                    InboxRow { from: *from, since: row.map_or(batch.now, |row| row.since) }
+                }
+                (InboxChange::MoveTo(from), Some(row)) if row.from < *from => {
+                    InboxRow { from: *from, since: batch.now }
+                }
+                (InboxChange::MoveTo(_), _) => continue,
+                (InboxChange::Remove, _) => {
+                    batch.tables.inbox.remove(key.as_slice())?;
+                    continue;
+                }
+            };
+            put(&mut batch.tables.inbox, &key, &row)?;
+        }
+        Ok(())
+    }
+}
+
+/// How far delivery of one chat got.
+#[derive(Clone, Debug)]
+pub struct ChatProgress {
+    pub chat: ChatId,
+    pub settled: Option<Seq>,
+    pub watermarks: Vec<(UserId, Watermark)>,
+    pub delivered: Option<Floor>,
+    pub read: Option<Floor>,
+}
+
+/// Saved now and then; never goes back.
+#[derive(Debug)]
+pub(super) struct SaveProgress(pub(super) Vec<ChatProgress>);
+
+impl Write for SaveProgress {
+    type Output = ();
+    const NEEDS_SPACE: bool = false;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+        for progress in &self.0 {
+            let key = Key::new().chat(&progress.chat).bytes();
+            for (user, new) in &progress.watermarks {
+                let key = Key::new().chat(&progress.chat).user(user).bytes();
+                let old: Watermark = batch.tables.watermarks.record(&key)?.unwrap_or_default();
+                let row = Watermark { delivered: old.delivered.max(new.delivered), read: old.read.max(new.read) };
+                put(&mut batch.tables.watermarks, &key, &row)?;
+            }
+            let mut cursor: CursorRow = batch.tables.cursors.record(&key)?.unwrap_or_default();
+            cursor.settled = cursor.settled.max(progress.settled);
+            if progress.delivered.is_some() {
+                cursor.delivered.clone_from(&progress.delivered);
+            }
+            if progress.read.is_some() {
+                cursor.read.clone_from(&progress.read);
+            }
+            put(&mut batch.tables.cursors, &key, &cursor)?;
+            if let Some(state) = batch.chats.get(&batch.tables, &progress.chat)?
+                && cursor.settled == Some(state.chat.head)
+            {
+                state.dirty = false;
+                batch.tables.dirty.remove(key.as_slice())?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Devices: enrolment, renewal, revocation.
+
+use super::chats::{device, last_entry};
+use super::keys::{Key, Parts};
+use super::tables::{Read, put};
+use super::writer::{Batch, Write};
+use super::{Committed, StoreError};
+use godwit_core::device::next_enrolment;
+use godwit_core::inbox::InboxRow;
+use godwit_core::{Device, Participant};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, UnixMillis};
+use redb::ReadableTable;
+use std::fmt;
+
+/// Used tokens forgotten with each enrolment, at most.
+const FORGET_TOKENS: usize = 64;
+
+/// What a certificate authority returns for a device: its chain, DER, and the leaf's SHA-256.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    pub chain: Vec<bytes::Bytes>,
+    pub fingerprint: [u8; 32],
+}
+
+type Issue = Box<dyn Fn(u32) -> Result<Issued, Refusal> + Send>;
+
+/// Uses up a token and gives its device a new enrolment.
+pub(super) struct Enrol {
+    pub(super) device: DeviceId,
+    pub(super) jti: String,
+    pub(super) forget_at: UnixMillis,
+    pub(super) issue: Issue,
+}
+
+impl fmt::Debug for Enrol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Enrol({})", self.device)
+    }
+}
+
+impl Write for Enrol {
+    type Output = Result<Issued, Refusal>;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Self::Output, StoreError> {
+        let token = Key::new().number(self.forget_at.0).text(&self.jti).bytes();
+        if batch.tables.tokens.record::<()>(&token)?.is_some() {
+            return Ok(Err(Code::TokenUsed.into()));
+        }
+        let key = Key::new().device(&self.device).bytes();
+        let existing = device(&batch.tables, &key)?;
+        let enrolment = next_enrolment(existing.as_ref());
+        let issued = match (self.issue)(enrolment) {
+            Ok(issued) => issued,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        put(&mut batch.tables.tokens, &token, &())?;
+        let now = batch.now;
+        let record =
+            Device { enrolment, fingerprint: issued.fingerprint, enrolled_at: now, last_seen: now, revoked: false };
+        put(&mut batch.tables.devices, &key, &record)?;
+        remove_inbox(&self.device, batch)?;
+        begin_at_heads(&self.device, batch)?;
+        forget_tokens(batch)?;
+        batch.committed.push(Committed::Enrolled { device: self.device.clone(), enrolment });
+        Ok(Ok(issued))
+    }
+}
+
+/// The device has everything to come from now on: one inbox row a chat, from after its head. What lies before is
+/// history. An entry that is committed later has the device among its recipients, so nothing falls between.
+fn begin_at_heads(device: &DeviceId, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    let user = device.user();
+    let (start, end) = Key::new().user(&user).prefix();
+    let chats: Vec<ChatId> = batch
+        .tables
+        .user_chats
+        .range::<&[u8]>(start.as_slice()..end.as_slice())?
+        .map(|row| Parts(&row?.0.value()[start.len()..]).chat())
+        .collect::<Result<_, StoreError>>()?;
+    for chat in chats {
+        let row: Option<Participant> = batch.tables.participants.record(&Key::new().chat(&chat).user(&user).bytes())?;
+        if !row.is_some_and(|row| row.is_present()) {
+            continue;
+        }
+        let last = last_entry(&batch.tables.log, &chat)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
+        let row = InboxRow { from: last.seq.next(), since: batch.now };
+        put(&mut batch.tables.inbox, &Key::new().device(device).chat(&chat).bytes(), &row)?;
+    }
+    Ok(())
+}
+
+fn remove_inbox(device: &DeviceId, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    let (start, end) = Key::new().device(device).prefix();
+    batch.tables.inbox.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
+    Ok(())
+}
+
+fn forget_tokens(batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    let end = Key::new().number(batch.now.0).bytes();
+    let old: Vec<Vec<u8>> = batch
+        .tables
+        .tokens
+        .range::<&[u8]>(..end.as_slice())?
+        .take(FORGET_TOKENS)
+        .map(|row| Ok(row?.0.value().to_vec()))
+        .collect::<Result<_, StoreError>>()?;
+    for key in old {
+        batch.tables.tokens.remove(key.as_slice())?;
+    }
+    Ok(())
+}
+
+/// A renewed certificate of the same enrolment.
+#[derive(Debug)]
+pub(super) struct Renewed {
+    pub(super) device: DeviceId,
+    pub(super) enrolment: u32,
+    pub(super) fingerprint: [u8; 32],
+}
+
+impl Write for Renewed {
+    /// Whether the device still has this enrolment.
+    type Output = bool;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<bool, StoreError> {
+        let key = Key::new().device(&self.device).bytes();
+        let Some(mut record) = device(&batch.tables, &key)? else { return Ok(false) };
+        if record.enrolment != self.enrolment || record.revoked {
+            return Ok(false);
+        }
+        record.fingerprint = self.fingerprint;
+        put(&mut batch.tables.devices, &key, &record)?;
+        Ok(true)
+    }
+}
+
+/// Shuts a device out: at once where it is connected, and at every later connection.
+#[derive(Debug)]
+pub(super) struct Revoke {
+    pub(super) device: DeviceId,
+}
+
+impl Write for Revoke {
+    /// Whether there is such a device.
+    type Output = bool;
+    const NEEDS_SPACE: bool = false;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<bool, StoreError> {
+        let key = Key::new().device(&self.device).bytes();
+        let Some(mut record) = device(&batch.tables, &key)? else { return Ok(false) };
+        record.revoked = true;
+        put(&mut batch.tables.devices, &key, &record)?;
+        remove_inbox(&self.device, batch)?;
+        batch.committed.push(Committed::Revoked { device: self.device.clone() });
+        Ok(true)
+    }
+}
+
+/// When a device was connected last.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) device: DeviceId,
+}
+
+impl Write for Seen {
+    type Output = ();
+    const NEEDS_SPACE: bool = false;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+        let key = Key::new().device(&self.device).bytes();
+        if let Some(mut record) = device(&batch.tables, &key)? {
+            record.last_seen = batch.now;
+            put(&mut batch.tables.devices, &key, &record)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! The store's file: opening it, checking it, copying it.
+
+use super::tables::{self, RECORDS, Tables, decode, meta};
+use super::{Opener, StoreError};
+use crate::store::keys::Parts;
+use godwit_core::{Chat, Entry};
+use godwit_wire::{ChatId, RegionId, Seq};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The format of the tables. Records carry their own.
+pub const FORMAT: u32 = 1;
+/// Rows copied in one transaction.
+const COPY_ROWS: usize = 10_000;
+/// The file's name in a relay's data folder.
+pub const NAME: &str = "store.redb";
+
+/// How to open the store file at `path` for `region`; makes it if there is none.
+pub fn opener(path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
+    Arc::new(move || {
+        let database = open(&path, cache_bytes)?;
+        prepare(&database, &path, &region)?;
+        Ok(database)
+    })
+}
+
+/// Free bytes on the disk of `path`.
+pub fn free_bytes(path: PathBuf) -> Box<dyn Fn() -> Option<u64> + Send + Sync> {
+    Box::new(move || {
+        let stat = rustix::fs::statvfs(&path).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    })
+}
+
+fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
+    let at = |what: &dyn ToString| StoreError::Corrupt { path: path.to_owned(), what: what.to_string() };
+    match Database::builder().set_cache_size(cache_bytes).create(path) {
+        Ok(database) => Ok(database),
+        Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse(path.to_owned())),
+        Err(redb::DatabaseError::UpgradeRequired(version)) => Err(at(&format!("redb file format {version}"))),
+        Err(redb::DatabaseError::Storage(redb::StorageError::Corrupted(what))) => Err(at(&what)),
+        Err(redb::DatabaseError::Storage(redb::StorageError::Io(source))) => match source.kind() {
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => Err(at(&source)),
+            _ => Err(StoreError::File { path: path.to_owned(), source }),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Checks what the file says about itself; writes it, and all tables, in a new file.
+pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<(), StoreError> {
+    let txn = database.begin_read()?;
+    if let Some(found) = meta::get(&txn, meta::FORMAT)? {
+        if found.parse() != Ok(FORMAT) {
+            return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
+        }
+        let found = meta::get(&txn, meta::REGION)?.unwrap_or_default();
+        if found != region.as_str() {
+            let expected = region.to_string();
+            return Err(StoreError::OtherRegion { path: path.to_owned(), found, expected });
+        }
+        return Ok(());
+    }
+    if txn.list_tables()?.next().is_some() {
+        let what = "a database of another program".to_owned();
+        return Err(StoreError::Corrupt { path: path.to_owned(), what });
+    }
+    drop(txn);
+    let txn = database.begin_write()?;
+    meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
+    meta::put(&txn, meta::GENERATION, "1")?;
+    meta::put(&txn, meta::REGION, region.as_str())?;
+    drop(Tables::open(&txn)?);
+    txn.commit()?;
+    Ok(())
+}
+
+/// The store's generation: one more with each copy that was made of it.
+pub fn generation(database: &Database) -> Result<u64, StoreError> {
+    let text = meta::get(&database.begin_read()?, meta::GENERATION)?;
+    text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
+}
+
+/// Copies the store as it is now to a new file at `to`. Its generation is one higher, so that clients which connect to
+/// a relay started on the copy compare what they have.
+///
+/// # Errors
+/// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay
+/// starts on that.
+pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
+    let io = |source| StoreError::File { path: to.to_owned(), source };
+    OpenOptions::new().write(true).create_new(true).open(to).map_err(io)?;
+    let from = database.begin_read()?;
+    let target = Database::builder().create(to)?;
+    for table in RECORDS {
+        let source = from.open_table(table)?;
+        let mut rows = source.iter()?;
+        loop {
+            let txn = target.begin_write()?;
+            let mut copied = 0;
+            {
+                let mut destination = txn.open_table(table)?;
+                for row in rows.by_ref().take(COPY_ROWS) {
+                    let (key, value) = row?;
+                    destination.insert(key.value(), value.value())?;
+                    copied += 1;
+                }
+            }
+            txn.commit()?;
+            if copied < COPY_ROWS {
+                break;
+            }
+        }
+    }
+    let region = meta::get(&from, meta::REGION)?.ok_or(StoreError::Inconsistent("no region"))?;
+    let generation = generation(database)? + 1;
+    let txn = target.begin_write()?;
+    meta::put(&txn, meta::REGION, &region)?;
+    meta::put(&txn, meta::GENERATION, &generation.to_string())?;
+    meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
+    txn.commit()?;
+    Ok(())
+}
+
+/// What a check of a store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub chats: u64,
+    pub entries: u64,
+    pub devices: u64,
+    pub inbox_rows: u64,
+    /// What is wrong, at most 100 of it.
+    pub faults: Vec<String>,
+}
+
+impl Report {
+    fn fault(&mut self, what: impl Into<String>) {
+        if self.faults.len() < 100 {
+            self.faults.push(what.into());
+        }
+    }
+}
+
+/// Opens the store at `path`, which no relay may be using, and checks it: redb's own checksums, that every chat's log
+/// is gapless and in order, and that its participants are what its log says.
+pub fn check(path: &Path) -> Result<Report, StoreError> {
+    if !path.exists() {
+        let source = std::io::ErrorKind::NotFound.into();
+        return Err(StoreError::File { path: path.to_owned(), source });
+    }
+    let mut database = open(path, 64 << 20)?;
+    let mut report = Report::default();
+    if !database.check_integrity()? {
+        report.fault("checksums did not match; redb repaired its tables");
+    }
+    let region = meta::get(&database.begin_read()?, meta::REGION)?.unwrap_or_default();
+    let region = region
+        .parse()
+        .map_err(|_| StoreError::Corrupt { path: path.to_owned(), what: "no region is named in it".to_owned() })?;
+    prepare(&database, path, &region)?;
+    let txn = database.begin_read()?;
+    report.devices = txn.open_table(tables::DEVICES)?.len()?;
+    report.inbox_rows = txn.open_table(tables::INBOX)?.len()?;
+    let rows = txn.open_table(tables::PARTICIPANTS)?;
+    let mut replay: Option<Replay> = None;
+    for row in txn.open_table(tables::LOG)?.iter()? {
+        let (key, value) = row?;
+        let mut parts = Parts(key.value());
+        let (chat, seq) = (parts.chat()?, parts.seq()?);
+        let entry: Entry = decode(value.value())?;
+        report.entries += 1;
+        if replay.as_ref().is_none_or(|replay| replay.id != chat) {
+            finish(replay.take(), &rows, &mut report)?;
+            report.chats += 1;
+            replay = Some(Replay { id: chat, last: None, state: None });
+        }
+        if let Some(replay) = &mut replay {
+            replay.take(seq, &entry, &mut report);
+        }
+    }
+    finish(replay, &rows, &mut report)?;
+    let chat_rows = txn.open_table(tables::CHATS)?.len()?;
+    if chat_rows != report.chats {
+        report.fault(format!("{chat_rows} chats are listed, {} have a log", report.chats));
+    }
+    Ok(report)
+}
+
+/// A chat rebuilt from its log alone.
+struct Replay {
+    id: ChatId,
+    last: Option<Entry>,
+    state: Option<Chat>,
+}
+
+impl Replay {
+    fn take(&mut self, seq: Seq, entry: &Entry, report: &mut Report) {
+        let expected = self.last.as_ref().map_or(Seq::FIRST, |last| last.seq.next());
+        if seq != expected || entry.seq != seq {
+            report.fault(format!("{}: entry {seq} stands where {expected} belongs", self.id));
+        }
+        if self.last.as_ref().is_some_and(|last| entry.at < last.at) {
+            report.fault(format!("{}: entry {seq} is older than the one before it", self.id));
+        }
+        match &mut self.state {
+            Some(state) if seq == state.head.next() => {
+                state.apply(entry);
+            }
+            Some(_) => {}
+            None => match Chat::created(self.id.clone(), entry) {
+                Some((state, _)) => self.state = Some(state),
+                None => report.fault(format!("{}: the first entry does not create the chat", self.id)),
+            },
+        }
+        self.last = Some(entry.clone());
+    }
+}
+
+fn finish(
+    replay: Option<Replay>,
+    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    if let Some(Replay { id, state: Some(state), .. }) = replay
+        && super::chats::participants(rows, &id)? != *state.participants()
+    {
+        report.fault(format!("{id}: participants differ from what the log says"));
+    }
+    Ok(())
+}

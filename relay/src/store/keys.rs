@@ -1,0 +1,141 @@
+//! Keys of the store's tables as bytes, so that one prefix is one range.
+//!
+//! Every part but the last carries its length or has a fixed one: no key is a prefix of another by accident.
+
+use super::StoreError;
+use godwit_core::Sender;
+use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
+
+/// Builds a key part by part.
+#[derive(Debug, Default)]
+pub(super) struct Key(Vec<u8>);
+
+impl Key {
+    pub(super) fn new() -> Self {
+        Self(Vec::with_capacity(64))
+    }
+
+    pub(super) fn text(mut self, text: &str) -> Self {
+        self.0.push(u8::try_from(text.len()).expect("ids have at most 64 bytes"));
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    pub(super) fn chat(self, chat: &ChatId) -> Self {
+        let mut key = self.text(chat.home().as_str());
+        key.0.extend_from_slice(chat.uuid().as_bytes());
+        key
+    }
+
+    pub(super) fn user(self, user: &UserId) -> Self {
+        self.text(user.as_str())
+    }
+
+    pub(super) fn device(self, device: &DeviceId) -> Self {
+        self.text(device.user_str()).text(device.name())
+    }
+
+    pub(super) fn sender(self, sender: &Sender) -> Self {
+        let mut key = self.device(&sender.device);
+        key.0.extend_from_slice(&sender.enrolment.to_be_bytes());
+        key
+    }
+
+    pub(super) fn number(mut self, n: u64) -> Self {
+        self.0.extend_from_slice(&n.to_be_bytes());
+        self
+    }
+
+    pub(super) fn seq(self, seq: Seq) -> Self {
+        self.number(seq.get())
+    }
+
+    pub(super) fn bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// The keys that start with this one: an inclusive start and an exclusive end.
+    pub(super) fn prefix(self) -> (Vec<u8>, Vec<u8>) {
+        let mut end = self.0.clone();
+        while let Some(last) = end.last_mut() {
+            if let Some(next) = last.checked_add(1) {
+                *last = next;
+                break;
+            }
+            end.pop();
+        }
+        (self.0, end)
+    }
+}
+
+pub(super) fn log(chat: &ChatId, seq: Seq) -> Vec<u8> {
+    Key::new().chat(chat).seq(seq).bytes()
+}
+
+/// Takes a key apart, in the order it was built.
+#[derive(Debug)]
+pub(super) struct Parts<'a>(pub(super) &'a [u8]);
+
+impl<'a> Parts<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], StoreError> {
+        let (part, rest) = self.0.split_at_checked(len).ok_or(StoreError::BadKey)?;
+        self.0 = rest;
+        Ok(part)
+    }
+
+    fn text(&mut self) -> Result<&'a str, StoreError> {
+        let len = self.take(1)?[0];
+        std::str::from_utf8(self.take(usize::from(len))?).map_err(|_| StoreError::BadKey)
+    }
+
+    pub(super) fn chat(&mut self) -> Result<ChatId, StoreError> {
+        let home: RegionId = self.text()?.parse().map_err(|_| StoreError::BadKey)?;
+        let uuid = uuid::Uuid::from_slice(self.take(16)?).map_err(|_| StoreError::BadKey)?;
+        ChatId::from_parts(home, uuid).map_err(|_| StoreError::BadKey)
+    }
+
+    pub(super) fn user(&mut self) -> Result<UserId, StoreError> {
+        self.text()?.parse().map_err(|_| StoreError::BadKey)
+    }
+
+    pub(super) fn device(&mut self) -> Result<DeviceId, StoreError> {
+        let user = self.user()?;
+        user.device(self.text()?).map_err(|_| StoreError::BadKey)
+    }
+
+    pub(super) fn number(&mut self) -> Result<u64, StoreError> {
+        Ok(u64::from_be_bytes(self.take(8)?.try_into().expect("eight bytes were taken")))
+    }
+
+    pub(super) fn seq(&mut self) -> Result<Seq, StoreError> {
+        Seq::new(self.number()?).map_err(|_| StoreError::BadKey)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_holds_its_keys_and_no_others() {
+        let (a, ab): (UserId, UserId) = ("a@eu".parse().unwrap(), "ab@eu".parse().unwrap());
+        let (start, end) = Key::new().user(&a).prefix();
+        let inside = |key: &[u8]| start.as_slice() <= key && key < end.as_slice();
+        assert!(inside(&Key::new().user(&a).number(u64::MAX).bytes()));
+        assert!(!inside(&Key::new().user(&ab).bytes()));
+        let (_, end) = Key(vec![1, 255, 255]).prefix();
+        assert_eq!(end, [2]);
+    }
+
+    #[test]
+    fn parts_come_back() {
+        let chat: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let device: DeviceId = "alice@eu/phone".parse().unwrap();
+        let key = Key::new().device(&device).chat(&chat).seq(Seq::FIRST).bytes();
+        let mut parts = Parts(&key);
+        assert_eq!(parts.device().unwrap(), device);
+        assert_eq!(parts.chat().unwrap(), chat);
+        assert_eq!(parts.seq().unwrap(), Seq::FIRST);
+        assert!(parts.number().is_err());
+    }
+}

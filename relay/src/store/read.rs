@@ -1,0 +1,364 @@
+//! Reads, on a snapshot beside the writer.
+
+use super::StoreError;
+use super::chats::{last_entry, participants};
+use super::keys::{self, Key, Parts};
+use super::tables::{
+    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, INBOX, LOG, PARTICIPANTS, Read, USER_CHATS, WATERMARKS,
+    Watermark, decode,
+};
+use godwit_core::inbox::InboxRow;
+use godwit_core::participant::Visibility;
+use godwit_core::{Chat, Device, Entry, Participant};
+use godwit_wire::entry::Member;
+use godwit_wire::frame::{ChatInfo, ChatList, ChatSummary, HistoryPage, Range, SeqRange};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, Seq, UserId, limits};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// What the store held at one moment.
+pub(crate) struct Snapshot {
+    txn: ReadTransaction,
+}
+
+/// A stretch of a chat's log as one user may see it.
+#[derive(Debug)]
+pub(crate) struct Stretch {
+    /// Ascending.
+    pub(crate) entries: Vec<Entry>,
+    /// What lies between them and is not for this user.
+    pub(crate) hidden: Vec<SeqRange>,
+    /// The last entry this user may see.
+    pub(crate) head: Seq,
+}
+
+/// How much one page takes at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageLimit {
+    pub(crate) entries: usize,
+    pub(crate) bytes: usize,
+}
+
+/// A chat whose log may reach beyond what is settled.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) chat: ChatId,
+    pub(crate) entries: Vec<(Entry, Arc<[UserId]>)>,
+}
+
+impl Snapshot {
+    pub(super) fn new(txn: ReadTransaction) -> Self {
+        Self { txn }
+    }
+
+    fn table(
+        &self,
+        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
+    ) -> Result<ReadTable, StoreError> {
+        Ok(self.txn.open_table(table)?)
+    }
+
+    pub(crate) fn device(&self, device: &DeviceId) -> Result<Option<Device>, StoreError> {
+        self.table(DEVICES)?.record(&Key::new().device(device).bytes())
+    }
+
+    /// A user's devices that are not revoked.
+    pub(crate) fn devices(&self, user: &UserId) -> Result<Vec<DeviceId>, StoreError> {
+        let (start, end) = Key::new().user(user).prefix();
+        let mut devices = Vec::new();
+        for row in self.table(DEVICES)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+            let (key, value) = row?;
+            let record: Device = decode(value.value())?;
+            if !record.revoked {
+                devices.push(Parts(key.value()).device()?);
+            }
+        }
+        Ok(devices)
+    }
+
+    /// The inbox rows of all devices of a user.
+    pub(crate) fn inbox_of_user(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
+        let (start, end) = Key::new().user(user).prefix();
+        let mut rows = Vec::new();
+        for row in self.table(INBOX)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+            let (key, value) = row?;
+            let mut parts = Parts(key.value());
+            rows.push((parts.device()?, parts.chat()?, decode(value.value())?));
+        }
+        Ok(rows)
+    }
+
+    pub(crate) fn head(&self, chat: &ChatId) -> Result<Option<Seq>, StoreError> {
+        let (start, end) = Key::new().chat(chat).prefix();
+        let last = self.table(LOG)?.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
+        last.map(|(key, _)| Parts(&key.value()[start.len()..]).seq()).transpose()
+    }
+
+    pub(crate) fn entry(&self, chat: &ChatId, seq: Seq) -> Result<Option<Entry>, StoreError> {
+        self.table(LOG)?.record(&keys::log(chat, seq))
+    }
+
+    fn participant(&self, chat: &ChatId, user: &UserId) -> Result<Option<Participant>, StoreError> {
+        self.table(PARTICIPANTS)?.record(&Key::new().chat(chat).user(user).bytes())
+    }
+
+    /// Who belongs to the chat now, with how far each got.
+    pub(crate) fn watermarks(&self, chat: &ChatId) -> Result<BTreeMap<UserId, Watermark>, StoreError> {
+        let table = self.table(WATERMARKS)?;
+        let mut all = BTreeMap::new();
+        for (user, row) in participants(&self.table(PARTICIPANTS)?, chat)? {
+            if row.is_present() {
+                let mut mark: Watermark = table.record(&Key::new().chat(chat).user(&user).bytes())?.unwrap_or_default();
+                // What came before somebody joined is not theirs to take.
+                mark.delivered = mark.delivered.max(row.since().prev());
+                mark.read = mark.read.max(row.since().prev());
+                all.insert(user, mark);
+            }
+        }
+        Ok(all)
+    }
+
+    /// A page of history.
+    pub(crate) fn history(
+        &self,
+        user: &UserId,
+        chat: &ChatId,
+        range: Range,
+        limit: usize,
+    ) -> Result<Result<HistoryPage, Refusal>, StoreError> {
+        let limit = PageLimit { entries: limit, bytes: limits::PAGE_BYTES };
+        Ok(self.stretch(user, chat, range, limit)?.map(|stretch| HistoryPage {
+            entries: stretch.entries.iter().map(Entry::to_wire).collect(),
+            hidden: stretch.hidden,
+            head: stretch.head,
+        }))
+    }
+
+    pub(crate) fn stretch(
+        &self,
+        user: &UserId,
+        chat: &ChatId,
+        range: Range,
+        limit: PageLimit,
+    ) -> Result<Result<Stretch, Refusal>, StoreError> {
+        let (Some(row), Some(log_head)) = (self.participant(chat, user)?, self.head(chat)?) else {
+            return Ok(Err(Code::NotParticipant.into()));
+        };
+        let head = row.visible_head(log_head);
+        let log = self.table(LOG)?;
+        let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
+        match range {
+            Range::From(from) if from <= head => {
+                for (part, visibility) in row.cut(SeqRange { from, to: head }) {
+                    if page.is_full() {
+                        break;
+                    }
+                    if visibility == Visibility::Hidden {
+                        page.hidden.push(part);
+                        continue;
+                    }
+                    let (start, end) = (keys::log(chat, part.from), keys::log(chat, part.to));
+                    page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?)?;
+                }
+            }
+            Range::Before(before) => {
+                let to = match before {
+                    Some(before) => before.prev().map(|to| to.min(head)),
+                    None => Some(head),
+                };
+                let parts = to.map(|to| row.cut(SeqRange { from: Seq::FIRST, to })).unwrap_or_default();
+                for (part, visibility) in parts.into_iter().rev() {
+                    if page.is_full() {
+                        break;
+                    }
+                    if visibility == Visibility::Hidden {
+                        page.hidden.push(part);
+                        continue;
+                    }
+                    let (start, end) = (keys::log(chat, part.from), keys::log(chat, part.to));
+                    page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?.rev())?;
+                }
+                page.entries.reverse();
+                page.hidden.reverse();
+            }
+            Range::From(_) => {}
+        }
+        Ok(Ok(Stretch { entries: page.entries, hidden: page.hidden, head }))
+    }
+
+    fn summary(&self, user: &UserId, device: &DeviceId, chat: &ChatId) -> Result<Option<ChatSummary>, StoreError> {
+        let Some(row) = self.participant(chat, user)? else { return Ok(None) };
+        let key = Key::new().chat(chat).bytes();
+        let (Some(record), Some(log_head)) = (self.table(CHATS)?.record::<ChatRow>(&key)?, self.head(chat)?) else {
+            return Err(StoreError::Inconsistent("a participant of a chat that is not there"));
+        };
+        let inbox: Option<InboxRow> = self.table(INBOX)?.record(&Key::new().device(device).chat(chat).bytes())?;
+        let cursor: CursorRow = self.table(CURSORS)?.record(&key)?.unwrap_or_default();
+        let head = row.visible_head(log_head);
+        Ok(Some(ChatSummary {
+            chat: chat.clone(),
+            kind: record.kind,
+            title: record.title,
+            role: row.present_role(),
+            head,
+            next: inbox.map_or(head.next(), |row| row.from),
+            receipt: cursor.receipt(user),
+        }))
+    }
+
+    pub(crate) fn list_chats(
+        &self,
+        device: &DeviceId,
+        after: Option<&ChatId>,
+        limit: usize,
+    ) -> Result<ChatList, StoreError> {
+        let user = device.user();
+        let (mut start, end) = Key::new().user(&user).prefix();
+        let prefix = start.len();
+        if let Some(after) = after {
+            // The smallest key after this one.
+            start = Key::new().user(&user).chat(after).bytes();
+            start.push(0);
+        }
+        let mut list = ChatList { chats: Vec::new(), more: false };
+        for row in self.table(USER_CHATS)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+            let (key, _) = row?;
+            if list.chats.len() == limit {
+                list.more = true;
+                break;
+            }
+            let chat = Parts(&key.value()[prefix..]).chat()?;
+            list.chats.extend(self.summary(&user, device, &chat)?);
+        }
+        Ok(list)
+    }
+
+    pub(crate) fn chat_info(&self, device: &DeviceId, chat: &ChatId) -> Result<Result<ChatInfo, Refusal>, StoreError> {
+        let user = device.user();
+        let Some(summary) = self.summary(&user, device, chat)? else { return Ok(Err(Code::NotParticipant.into())) };
+        let mut present = Vec::new();
+        if summary.role.is_some() {
+            for (user, row) in participants(&self.table(PARTICIPANTS)?, chat)? {
+                present.extend(row.present_role().map(|role| Member { user, role }));
+            }
+        }
+        Ok(Ok(ChatInfo { summary, participants: present }))
+    }
+
+    /// Chats on the dirty list after `after`, at most `limit`: where fan-out goes on after a crash.
+    pub(crate) fn dirty(&self, after: Option<&ChatId>, limit: usize) -> Result<Vec<ChatId>, StoreError> {
+        let start = after.map_or_else(Vec::new, |chat| {
+            let mut key = Key::new().chat(chat).bytes();
+            key.push(0);
+            key
+        });
+        self.table(DIRTY)?
+            .range::<&[u8]>(start.as_slice()..)?
+            .take(limit)
+            .map(|row| Parts(row?.0.value()).chat())
+            .collect()
+    }
+
+    /// The entries of `chat` that are not settled, from `from` if that is later, with the recipients of each.
+    pub(crate) fn unsettled(
+        &self,
+        chat: &ChatId,
+        from: Option<Seq>,
+        limit: PageLimit,
+    ) -> Result<Unsettled, StoreError> {
+        let key = Key::new().chat(chat).bytes();
+        let cursor: CursorRow = self.table(CURSORS)?.record(&key)?.unwrap_or_default();
+        let first = cursor.settled.map_or(Seq::FIRST, Seq::next).max(from.unwrap_or(Seq::FIRST));
+        let log = self.table(LOG)?;
+        let (start, (_, end)) = (keys::log(chat, first), Key::new().chat(chat).prefix());
+        let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
+        page.take(log.range::<&[u8]>(start.as_slice()..end.as_slice())?)?;
+        let (Some(last), Some(row)) = (last_entry(&log, chat)?, self.table(CHATS)?.record::<ChatRow>(&key)?) else {
+            return Ok(Unsettled { chat: chat.clone(), entries: Vec::new() });
+        };
+        let rows = participants(&self.table(PARTICIPANTS)?, chat)?;
+        let state = Chat::from_records(chat.clone(), row.kind, row.title, row.created_at, rows, &last);
+        let entries = page.entries.into_iter().map(|entry| {
+            let recipients = state.recipients_at(entry.seq);
+            (entry, recipients)
+        });
+        Ok(Unsettled { chat: chat.clone(), entries: entries.collect() })
+    }
+
+    /// Totals over the inboxes, for metrics. Reads every row: for now and then.
+    pub(crate) fn inbox_totals(&self) -> Result<InboxTotals, StoreError> {
+        let mut totals = InboxTotals::default();
+        let log = self.table(LOG)?;
+        let mut heads: BTreeMap<ChatId, u64> = BTreeMap::new();
+        for row in self.table(INBOX)?.iter()? {
+            let (key, value) = row?;
+            let mut parts = Parts(key.value());
+            let (_, chat) = (parts.device()?, parts.chat()?);
+            let row: InboxRow = decode(value.value())?;
+            totals.rows += 1;
+            let head = if let Some(bytes) = heads.get(&chat) {
+                *bytes
+            } else {
+                let bytes = last_entry(&log, &chat)?.map_or(0, |entry| entry.total_bytes);
+                heads.insert(chat.clone(), bytes);
+                bytes
+            };
+            let taken = match row.from.prev() {
+                Some(seq) => log.record::<Entry>(&keys::log(&chat, seq))?.map_or(0, |entry| entry.total_bytes),
+                None => 0,
+            };
+            if head > taken {
+                totals.bytes += head - taken;
+                let oldest = totals.oldest.map_or(row.since, |oldest: godwit_wire::UnixMillis| oldest.min(row.since));
+                totals.oldest = Some(oldest);
+            }
+        }
+        Ok(totals)
+    }
+}
+
+/// What all inboxes hold together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct InboxTotals {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) oldest: Option<godwit_wire::UnixMillis>,
+}
+
+struct Page {
+    limit: PageLimit,
+    bytes: usize,
+    entries: Vec<Entry>,
+    hidden: Vec<SeqRange>,
+}
+
+impl Page {
+    fn is_full(&self) -> bool {
+        self.entries.len() >= self.limit.entries
+            || self.bytes >= self.limit.bytes
+            || self.hidden.len() >= limits::RANGES
+    }
+
+    fn take<'a>(
+        &mut self,
+        rows: impl Iterator<
+            Item = Result<
+                (redb::AccessGuard<'a, &'static [u8]>, redb::AccessGuard<'a, &'static [u8]>),
+                redb::StorageError,
+            >,
+        >,
+    ) -> Result<(), StoreError> {
+        for row in rows {
+            if self.is_full() {
+                break;
+            }
+            let (_, value) = row?;
+            self.bytes += value.value().len();
+            self.entries.push(decode(value.value())?);
+        }
+        Ok(())
+    }
+}
