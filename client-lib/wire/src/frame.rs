@@ -21,6 +21,9 @@ pub struct Stamp {
     pub oldest: u64,
     /// Made by the device, kept over retries and renumbering.
     pub id: MessageId,
+    /// The id under `n − 1`, if the device knows it: a device that was restored from a backup is found out before it
+    /// sends out of order.
+    pub previous: Option<MessageId>,
 }
 
 /// Room for what is not known yet. A relay ignores what it does not understand.

@@ -21,7 +21,13 @@ fn seq(n: u64) -> Seq {
 }
 
 fn stamp() -> Stamp {
-    Stamp { chat: chat(), n: 300, oldest: 299, id: MessageId(Uuid::from_u128(7)) }
+    Stamp {
+        chat: chat(),
+        n: 300,
+        oldest: 299,
+        id: MessageId(Uuid::from_u128(7)),
+        previous: Some(MessageId(Uuid::from_u128(6))),
+    }
 }
 
 fn member(user: &str, role: Role) -> Member {
@@ -260,7 +266,7 @@ fn any_send() -> impl Strategy<Value = Request> {
         |(user, n, oldest, id, content)| {
             let chat = ChatId::direct(&user, &"bob@us".parse().unwrap());
             Request::SendMessage(SendMessage {
-                stamp: Stamp { chat, n, oldest, id: MessageId(Uuid::from_u128(id)) },
+                stamp: Stamp { chat, n, oldest, id: MessageId(Uuid::from_u128(id)), previous: None },
                 content: Content(content.into()),
                 blobs: vec![],
                 options: Options::default(),

@@ -4,6 +4,9 @@
 //! The home decides `n` right after `n − 1`. It decides a later one only when the device says that it waits for
 //! nothing below (`oldest == n`): then all below were decided once, and only a home that lost its memory, or a refusal
 //! that could leave no trace, can stand below. A number that was decided is answered with what was decided.
+//!
+//! A stamp also names the id under `n − 1`. A phone that was restored from a backup numbers new messages as its lost
+//! future self did; the chain shows it at the first of them, so none overtakes another.
 
 use godwit_wire::frame::Stamp;
 use godwit_wire::{Code, MessageId, Refusal, Seq};
@@ -24,6 +27,8 @@ pub struct Link {
 pub struct Mark {
     /// The last number decided; 0 before the first.
     pub n: u64,
+    /// The id under it; none before the first.
+    pub id: Option<MessageId>,
     /// The last entry; lower than `n` if voids follow it.
     pub last: Option<Link>,
 }
@@ -58,6 +63,9 @@ pub(crate) fn standing(mark: &Mark, stamp: &Stamp) -> Standing {
     }
     if stamp.n < mark.next() {
         Standing::Old
+    } else if stamp.n == mark.next() && stamp.previous.is_some() && stamp.previous != mark.id {
+        // Another message stands under n − 1: the device has a history of its own, and renumbers.
+        Standing::Refused(Refusal::with_next(Code::NumberTaken, mark.next()))
     } else if stamp.n == mark.next() || stamp.oldest == stamp.n {
         Standing::New
     } else {

@@ -9,7 +9,7 @@ use godwit_core::{
     Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
     View, decide,
 };
-use godwit_wire::{ChatId, Refusal, Seq, UserId};
+use godwit_wire::{ChatId, MessageId, Refusal, Seq, UserId};
 use redb::ReadableTable;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -35,8 +35,8 @@ struct SenderState {
     mark: Mark,
     /// Void rows may exist.
     voids: bool,
-    /// The mark's last entry is not saved yet.
-    unsaved: bool,
+    /// The id of the mark's last entry, if that is not saved yet.
+    unsaved: Option<MessageId>,
 }
 
 /// The states of chats in use. A state can be dropped at any time: the store has all of it.
@@ -123,8 +123,11 @@ fn load(tables: &Tables<'_>, id: &ChatId) -> Result<Option<ChatState>, StoreErro
             }
             if let Some(known) = state.senders.get_mut(&sender) {
                 known.mark.last = Some(Link { n: entry.n, seq: entry.seq });
-                known.mark.n = known.mark.n.max(entry.n);
-                known.unsaved = true;
+                if entry.n >= known.mark.n {
+                    known.mark.n = entry.n;
+                    known.mark.id = Some(entry.id);
+                }
+                known.unsaved = Some(entry.id);
             }
         }
     }
@@ -136,11 +139,11 @@ fn load_sender(tables: &Tables<'_>, chat: &ChatId, sender: &Sender) -> Result<Se
     let last = tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
     let Some((key, value)) = last else { return Ok(SenderState::default()) };
     let n = keys::Parts(&key.value()[start.len()..]).number()?;
-    let last = match decode(value.value())? {
-        NumberRow::Entry { seq } => Some(Link { n, seq }),
-        NumberRow::Void { last, .. } => last,
+    let (id, last) = match decode(value.value())? {
+        NumberRow::Entry { id, seq } => (id, Some(Link { n, seq })),
+        NumberRow::Void { void, last } => (void.id, last),
     };
-    Ok(SenderState { mark: Mark { n, last }, voids: true, unsaved: false })
+    Ok(SenderState { mark: Mark { n, id: Some(id), last }, voids: true, unsaved: None })
 }
 
 struct CommandView<'a, 't> {
@@ -181,7 +184,7 @@ impl View for CommandView<'_, '_> {
                     return Ok(Some(Decided { id: void.id, outcome: Outcome::Refused(void.refusal) }));
                 }
                 NumberRow::Void { last, .. } => link = last,
-                NumberRow::Entry { seq } => link = Some(Link { n: at, seq }),
+                NumberRow::Entry { seq, .. } => link = Some(Link { n: at, seq }),
             }
         }
         // At most as many steps as entries lie between two saved numbers.
@@ -250,6 +253,7 @@ fn void(command: &Command, refusal: Refusal, batch: &mut Batch<'_, '_>) -> Resul
     let sender = state.senders.entry(command.sender.clone()).or_default();
     let row = NumberRow::Void { void: Void { id: command.stamp.id, refusal: refusal.clone() }, last: sender.mark.last };
     sender.mark.n = command.stamp.n;
+    sender.mark.id = Some(command.stamp.id);
     prune_voids(command, sender, &mut batch.tables)?;
     sender.voids = true;
     let key = Key::new().chat(id).sender(&command.sender).number(command.stamp.n).bytes();
@@ -306,8 +310,8 @@ fn append(
         project(&projection, &state.chat, tables)?;
     }
     let sender = state.senders.entry(command.sender.clone()).or_default();
-    sender.mark = Mark { n: entry.n, last: Some(Link { n: entry.n, seq: entry.seq }) };
-    sender.unsaved = true;
+    sender.mark = Mark { n: entry.n, id: Some(entry.id), last: Some(Link { n: entry.n, seq: entry.seq }) };
+    sender.unsaved = Some(entry.id);
     prune_voids(command, sender, tables)?;
     if !std::mem::replace(&mut state.dirty, true) {
         put(&mut tables.dirty, &Key::new().chat(id).bytes(), &())?;
@@ -351,9 +355,9 @@ fn project(projection: &Projection, chat: &Chat, tables: &mut Tables<'_>) -> Res
 fn save_marks(state: &mut ChatState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
     let id = &state.chat.id;
     for (sender, known) in &mut state.senders {
-        if let (true, Some(last)) = (std::mem::take(&mut known.unsaved), known.mark.last) {
+        if let (Some(id), Some(last)) = (known.unsaved.take(), known.mark.last) {
             let key = Key::new().chat(id).sender(sender).number(last.n).bytes();
-            put(&mut tables.numbers, &key, &NumberRow::Entry { seq: last.seq })?;
+            put(&mut tables.numbers, &key, &NumberRow::Entry { id, seq: last.seq })?;
         }
     }
     state.marked = state.chat.head.get();

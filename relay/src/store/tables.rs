@@ -7,7 +7,7 @@ use godwit_core::number::{Link, Void};
 use godwit_core::{Device, Participant};
 use godwit_wire::entry::{ChatKind, Title};
 use godwit_wire::frame::Receipt;
-use godwit_wire::{Seq, UnixMillis, UserId};
+use godwit_wire::{MessageId, Seq, UnixMillis, UserId};
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub(super) struct ChatRow {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum NumberRow {
-    Entry { seq: Seq },
+    Entry { id: MessageId, seq: Seq },
     Void { void: Void, last: Option<Link> },
 }
 

@@ -1,0 +1,86 @@
+//! What a message says, inside bytes that the relay never looks into.
+//!
+//! Encoded as postcard after a format byte. A newer kind decodes to [`Content::Unknown`], which an app shows as "needs
+//! a newer version".
+
+use bytes::Bytes;
+use godwit_wire::Seq;
+use serde::{Deserialize, Serialize};
+
+const FORMAT: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    Text {
+        text: String,
+    },
+    /// An answer to the message at `to`.
+    Reply {
+        to: Seq,
+        text: String,
+    },
+    /// An emoji on the message at `to`; an empty one takes it back.
+    Reaction {
+        to: Seq,
+        emoji: String,
+    },
+    /// Replaces the text of the sender's own message at `of`.
+    Edit {
+        of: Seq,
+        text: String,
+    },
+    /// Made by a newer version, or not by this library at all.
+    #[serde(skip)]
+    Unknown(Vec<u8>),
+}
+
+impl Content {
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text { text: text.into() }
+    }
+
+    /// The text in it, or the emoji.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text { text } | Self::Reply { text, .. } | Self::Edit { text, .. } => Some(text),
+            Self::Reaction { emoji, .. } => Some(emoji),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        match self {
+            Self::Unknown(bytes) => Bytes::copy_from_slice(bytes),
+            known => postcard::to_extend(known, vec![FORMAT]).expect("a content holds nothing postcard refuses").into(),
+        }
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let decoded = match bytes.split_first() {
+            Some((&FORMAT, rest)) => postcard::take_from_bytes(rest).ok().filter(|(_, rest)| rest.is_empty()),
+            _ => None,
+        };
+        decoded.map_or_else(|| Self::Unknown(bytes.to_vec()), |(content, _)| content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_comes_back_and_others_are_kept() {
+        let seq = Seq::FIRST;
+        for content in [
+            Content::text("hällo"),
+            Content::Reply { to: seq, text: "yes".into() },
+            Content::Reaction { to: seq, emoji: "👍".into() },
+            Content::Edit { of: seq, text: "no".into() },
+            Content::Unknown(b"something else".to_vec()),
+            Content::Unknown(vec![1, 99]),
+            Content::Unknown(vec![]),
+        ] {
+            assert_eq!(Content::from_bytes(&content.to_bytes()), content);
+        }
+    }
+}

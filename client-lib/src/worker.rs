@@ -1,0 +1,209 @@
+//! Keeps the connection: dials, sends what is unsent, takes what comes, acknowledges it, closes gaps.
+//!
+//! One task, on the home whose lock it holds. All it decides on is in the store, so it can die at any line.
+
+mod live;
+
+use crate::client::Inner;
+use crate::dial::{Dialer, Sockets};
+use crate::error::Error;
+use crate::event::ConnectionState;
+use crate::session::Session;
+use crate::store::{Lock, Orders};
+use godwit_certs::DeviceKey;
+use godwit_certs::tls::Crypto;
+use godwit_wire::{ALPN_DEVICE, ChatId, Code, Seq};
+use live::{End, Live};
+use rustls::pki_types::CertificateDer;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Waits between attempts: doubled each time, between nothing and the whole of it at random.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(4);
+/// After another connection of the same device took over.
+const REPLACED_WAIT: Duration = Duration::from_secs(30);
+
+/// What the app asks of the connection.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Older history, into the store.
+    Fetch {
+        chat: ChatId,
+        before: Option<Seq>,
+        count: usize,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A chat's summary and participants, into the store.
+    Info {
+        chat: ChatId,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    NetworkChanged,
+}
+
+pub(crate) struct Worker {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) jobs: mpsc::Receiver<Job>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) crypto: Crypto,
+    pub(crate) _lock: Lock,
+    sockets: Sockets,
+    orders: Orders,
+    /// Taken and not known to be acknowledged.
+    unacknowledged: HashMap<ChatId, Seq>,
+    /// The chats were compared with the relay's since the start.
+    compared: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        jobs: mpsc::Receiver<Job>,
+        stop: CancellationToken,
+        crypto: Crypto,
+        lock: Lock,
+    ) -> Self {
+        Self {
+            inner,
+            jobs,
+            stop,
+            crypto,
+            _lock: lock,
+            sockets: Sockets::default(),
+            orders: Orders::new(),
+            unacknowledged: HashMap::new(),
+            compared: false,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            self.inner.set_state(ConnectionState::Connecting);
+            let stop = self.stop.clone();
+            let end = tokio::select! {
+                () = stop.cancelled() => End::Stopped,
+                end = self.once() => end,
+            };
+            let error = match end {
+                End::Stopped => return,
+                End::Lost { error, lived } => {
+                    failures = if lived { 0 } else { failures + 1 };
+                    error
+                }
+            };
+            let wait = match Self::after(&error, failures) {
+                Some(wait) => {
+                    self.inner.set_state(ConnectionState::Offline(error.to_string()));
+                    wait
+                }
+                None => return self.refused(error).await,
+            };
+            if !self.wait(wait).await {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait before the next attempt; none if there is no use in one.
+    fn after(error: &Error, failures: u32) -> Option<Duration> {
+        let jitter = |wait: Duration| wait.mul_f64(fastrand::f64());
+        let back_off = || jitter(LONGEST_WAIT.min(FIRST_WAIT * 2u32.saturating_pow(failures.min(10))));
+        let Error::Refused(refusal) = error else {
+            return match error {
+                Error::Certificates(_) | Error::Corrupt { .. } => None,
+                _ => Some(back_off()),
+            };
+        };
+        match (refusal.code, refusal.retry_after()) {
+            (Code::Replaced, _) => Some(REPLACED_WAIT + jitter(REPLACED_WAIT)),
+            // The relay's time is the least; the spread on top keeps a herd apart.
+            (_, Some(wait)) => Some(wait + jitter(wait / 2)),
+            (code, None) if code.is_passing() => Some(back_off()),
+            _ => None,
+        }
+    }
+
+    /// Waits, unless the network changed. False if the client is closed.
+    async fn wait(&mut self, wait: Duration) -> bool {
+        let sleep = tokio::time::sleep(wait);
+        tokio::pin!(sleep);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = &mut sleep => return true,
+                job = self.jobs.recv() => match job {
+                    Some(Job::NetworkChanged) => {
+                        if let Err(error) = self.sockets.rebind() {
+                            tracing::warn!(%error, "no new socket");
+                        }
+                        return true;
+                    }
+                    Some(job) => job.fail(&|| Error::Unreachable("not connected".to_owned())),
+                    None => return false,
+                },
+            }
+        }
+    }
+
+    /// The device is not let in: says so to whoever asks, until the client is closed.
+    async fn refused(mut self, error: Error) {
+        let refusal = match error {
+            Error::Refused(refusal) => refusal,
+            other => godwit_wire::Refusal::because(Code::Unauthenticated, other.to_string()),
+        };
+        tracing::warn!(%refusal, "the device is not let in");
+        self.inner.set_state(ConnectionState::Refused(refusal.clone()));
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                job = self.jobs.recv() => match job {
+                    Some(job) => job.fail(&|| Error::Refused(refusal.clone())),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// One connection, from dialling to its end.
+    async fn once(&mut self) -> End {
+        match self.connect().await {
+            Ok(live) => live.run(self).await,
+            Err(error) => End::Lost { error, lived: false },
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Live, Error> {
+        let (row, relays) = {
+            let store = self.inner.store();
+            (store.device()?.ok_or_else(|| Error::NotEnrolled(self.inner.home.clone()))?, store.relays()?)
+        };
+        let key = DeviceKey::from_der(&row.key).map_err(|error| Error::Certificates(error.to_string()))?;
+        let chain = row.chain.into_iter().map(CertificateDer::from).collect();
+        let authority = CertificateDer::from(row.authority);
+        let dialer = Dialer::new(&self.crypto, &authority, Some(key.credential(chain)), ALPN_DEVICE)?;
+        let (connection, address) = dialer.connect(&mut self.sockets, &relays).await?;
+        let (session, welcome, incoming) = Session::start(connection).await?;
+        let another = self.inner.store().set_generation(welcome.store_generation)?;
+        if another {
+            tracing::warn!("the home's store was restored from a backup; comparing everything");
+            self.compared = false;
+        }
+        self.inner.set_state(ConnectionState::Connected(address));
+        Ok(Live::new(session, welcome, incoming, another))
+    }
+}
+
+impl Job {
+    fn fail(self, error: &dyn Fn() -> Error) {
+        // Whoever asked may have gone.
+        match self {
+            Self::Fetch { done, .. } | Self::Info { done, .. } => drop(done.send(Err(error()))),
+            Self::NetworkChanged => {}
+        }
+    }
+}

@@ -1,0 +1,610 @@
+//! One connection while it lives.
+
+use super::{Job, Worker};
+use crate::error::Error;
+use crate::session::{FromRelay, Session, one_shot};
+use crate::store::{Fetch, Incoming, Taken};
+use godwit_certs::DeviceKey;
+use godwit_certs::authority::DEVICE_LIFE;
+use godwit_wire::frame::{Ack, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
+use godwit_wire::{ChatId, Code, MessageId, Refusal, Seq, limits};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// What came is taken in so much at a time, in one transaction.
+const TAKE: usize = 512;
+/// Requests of one chat on their way.
+const WINDOW: usize = 256;
+/// Gaps of so many chats are closed at the same time.
+const FETCHES: usize = 4;
+/// How long a gap may be one's own message, whose reply comes on another stream.
+const OWN_GAP: Duration = Duration::from_millis(200);
+/// How often the store is looked at for what other processes put there.
+const TICK: Duration = Duration::from_millis(50);
+/// The wait after a passing refusal that names none.
+const RETRY: Duration = Duration::from_millis(500);
+/// After a change of network the relay must answer within this, or a new connection is made.
+const PROBE: Duration = Duration::from_millis(1500);
+/// Chats with undelivered messages that are asked about after a reconnect.
+const ASK_RECEIPTS: usize = 50;
+
+/// How a connection ended.
+pub(super) enum End {
+    Stopped,
+    Lost {
+        error: Error,
+        /// It had been up.
+        lived: bool,
+    },
+}
+
+/// Sending of one chat on this connection.
+#[derive(Debug, Default)]
+struct Sending {
+    /// The last number that was written.
+    written: u64,
+    in_flight: usize,
+    /// After a passing refusal: once nothing is in flight, begin again at this time.
+    again_at: Option<Instant>,
+    /// Begin again with other numbers.
+    renumber: Option<u64>,
+}
+
+enum Asked {
+    Numbered { chat: ChatId, id: MessageId },
+    Acks(Vec<Ack>),
+}
+
+/// What a request on a stream of its own brought.
+enum Brought {
+    Gap {
+        chat: ChatId,
+        missing: SeqRange,
+        result: Result<Reply, Error>,
+    },
+    Older {
+        chat: ChatId,
+        result: Result<Reply, Error>,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// For another process.
+    OlderFor {
+        id: i64,
+        chat: ChatId,
+        result: Result<Reply, Error>,
+    },
+    Info {
+        chat: ChatId,
+        result: Result<Reply, Error>,
+        done: Option<oneshot::Sender<Result<(), Error>>>,
+    },
+    List(Result<Reply, Error>),
+    Read {
+        chat: ChatId,
+        up_to: Seq,
+        result: Result<Reply, Error>,
+    },
+    Certificate(Result<Reply, Error>),
+    Probe(Result<Reply, Error>),
+}
+
+pub(super) struct Live {
+    session: Session,
+    incoming: mpsc::Receiver<FromRelay>,
+    welcome: Welcome,
+    restored: bool,
+    asked: HashMap<u32, Asked>,
+    sending: HashMap<ChatId, Sending>,
+    /// Nothing is sent to these before their gap is closed: what was sent before may be in it.
+    held: HashSet<ChatId>,
+    gaps: HashMap<ChatId, Instant>,
+    fetching: HashSet<ChatId>,
+    info: HashSet<ChatId>,
+    errands: JoinSet<Brought>,
+    data_version: i64,
+    /// More can be sent than when the outbox was looked at last.
+    room: bool,
+    asked_for: HashSet<i64>,
+    telling: HashSet<ChatId>,
+}
+
+impl Live {
+    pub(super) fn new(session: Session, welcome: Welcome, incoming: mpsc::Receiver<FromRelay>, restored: bool) -> Self {
+        Self {
+            session,
+            incoming,
+            welcome,
+            restored,
+            asked: HashMap::new(),
+            sending: HashMap::new(),
+            held: HashSet::new(),
+            gaps: HashMap::new(),
+            fetching: HashSet::new(),
+            info: HashSet::new(),
+            errands: JoinSet::new(),
+            data_version: -1,
+            room: true,
+            asked_for: HashSet::new(),
+            telling: HashSet::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, worker: &mut Worker) -> End {
+        let result = self.serve(worker).await;
+        // What was on its way to be acknowledged is acknowledged again on the next connection.
+        for asked in self.asked.into_values() {
+            if let Asked::Acks(acks) = asked {
+                for ack in acks {
+                    note(&mut worker.unacknowledged, ack.chat, ack.up_to);
+                }
+            }
+        }
+        self.session.close();
+        match result {
+            Ok(()) => End::Stopped,
+            Err(error) => End::Lost { error, lived: true },
+        }
+    }
+
+    async fn serve(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let remaining = self.welcome.certificate_expires.since(self.welcome.now);
+        let renew = tokio::time::sleep(remaining.saturating_sub(DEVICE_LIFE / 2));
+        tokio::pin!(renew);
+        let mut renewed = false;
+        let mut batch = Vec::new();
+        let wake = worker.inner.clone();
+        if worker.compared {
+            for chat in worker.inner.store().undelivered_chats(ASK_RECEIPTS)? {
+                self.ask_info(chat, None);
+            }
+        } else {
+            self.list(None);
+        }
+        self.acknowledge(worker).await?;
+        loop {
+            self.close_gaps(worker);
+            self.send_all(worker).await?;
+            tokio::select! {
+                () = worker.stop.cancelled() => return Ok(()),
+                count = self.incoming.recv_many(&mut batch, TAKE) => {
+                    if count == 0 {
+                        return Err(Error::Unreachable("the connection ended".to_owned()));
+                    }
+                    self.arrived(worker, &mut batch).await?;
+                }
+                Some(brought) = self.errands.join_next() => match brought {
+                    Ok(brought) => self.brought(worker, brought).await?,
+                    Err(error) => return Err(Error::Unreachable(format!("an errand did not end: {error}"))),
+                },
+                job = worker.jobs.recv() => match job {
+                    Some(job) => self.job(worker, job)?,
+                    None => return Ok(()),
+                },
+                () = wake.wake.notified() => self.data_version = -1,
+                _ = tick.tick() => self.look(worker).await?,
+                () = &mut renew, if !renewed => {
+                    renewed = true;
+                    self.renew(worker)?;
+                }
+            }
+        }
+    }
+
+    /// Starts a request on a stream of its own.
+    fn errand(&mut self, request: Request, bring: impl FnOnce(Result<Reply, Error>) -> Brought + Send + 'static) {
+        let connection = self.session.connection().clone();
+        self.errands.spawn(async move { bring(one_shot(&connection, &request).await) });
+    }
+
+    fn list(&mut self, after: Option<ChatId>) {
+        let limit = u16::try_from(limits::PAGE_ENTRIES).unwrap_or(u16::MAX);
+        self.errand(Request::ListChats(ListChats { after, limit }), Brought::List);
+    }
+
+    fn ask_info(&mut self, chat: ChatId, done: Option<oneshot::Sender<Result<(), Error>>>) {
+        if done.is_none() && !self.info.insert(chat.clone()) {
+            return;
+        }
+        let id = chat.clone();
+        self.errand(Request::GetChat { chat }, |result| Brought::Info { chat: id, result, done });
+    }
+
+    fn older(
+        &mut self,
+        chat: &ChatId,
+        before: Option<Seq>,
+        count: usize,
+        bring: impl FnOnce(Result<Reply, Error>) -> Brought + Send + 'static,
+    ) {
+        let limit = u16::try_from(count.clamp(1, limits::PAGE_ENTRIES)).unwrap_or(u16::MAX);
+        self.errand(Request::History(History { chat: chat.clone(), range: Range::Before(before), limit }), bring);
+    }
+
+    fn job(&mut self, worker: &mut Worker, job: Job) -> Result<(), Error> {
+        match job {
+            Job::Fetch { chat, before, count, done } => {
+                let id = chat.clone();
+                self.older(&chat, before, count, |result| Brought::Older { chat: id, result, done });
+            }
+            Job::Info { chat, done } => self.ask_info(chat, Some(done)),
+            Job::NetworkChanged => {
+                worker.sockets.rebind().map_err(|error| Error::Unreachable(format!("no new socket: {error}")))?;
+                let connection = self.session.connection().clone();
+                let probe = Request::ListChats(ListChats { after: None, limit: 1 });
+                self.errands.spawn(async move {
+                    let answer = tokio::time::timeout(PROBE, one_shot(&connection, &probe)).await;
+                    Brought::Probe(
+                        answer.unwrap_or_else(|_| {
+                            Err(Error::Unreachable("no answer since the network changed".to_owned()))
+                        }),
+                    )
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn renew(&mut self, worker: &Worker) -> Result<(), Error> {
+        let Some(row) = worker.inner.store().device()? else { return Ok(()) };
+        let certificates = |error: &dyn ToString| Error::Certificates(error.to_string());
+        let key = DeviceKey::from_der(&row.key).map_err(|error| certificates(&error))?;
+        let csr = key.request(&row.id).map_err(|error| certificates(&error))?;
+        self.errand(Request::Renew { csr: csr.into() }, Brought::Certificate);
+        Ok(())
+    }
+
+    async fn brought(&mut self, worker: &mut Worker, brought: Brought) -> Result<(), Error> {
+        match brought {
+            Brought::Gap { chat, missing, result } => {
+                self.fetching.remove(&chat);
+                let item = match result? {
+                    Reply::HistoryPage(page) if page.entries.is_empty() && page.hidden.is_empty() => {
+                        // The log ends before it: there is nothing to wait for.
+                        worker.orders.remove(&chat);
+                        self.gaps.remove(&chat);
+                        return Ok(());
+                    }
+                    Reply::HistoryPage(page) => Incoming::Page { chat, page },
+                    Reply::Refused(refusal) if !refusal.code.is_passing() => Incoming::Hidden { chat, range: missing },
+                    Reply::Refused(refusal) => {
+                        let wait = refusal.retry_after().unwrap_or(RETRY);
+                        self.gaps.insert(chat, Instant::now() + wait);
+                        return Ok(());
+                    }
+                    _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
+                };
+                self.take(worker, vec![item]).await
+            }
+            Brought::Older { chat, result, done } => {
+                let outcome = keep_older(worker, &chat, result);
+                // Whoever asked may have gone.
+                let _ = done.send(outcome);
+                Ok(())
+            }
+            Brought::OlderFor { id, chat, result } => {
+                self.asked_for.remove(&id);
+                let outcome = match keep_older(worker, &chat, result) {
+                    Ok(()) => Vec::new(),
+                    Err(Error::Refused(refusal)) => postcard::to_stdvec(&refusal).unwrap_or_default(),
+                    // Not reached: whoever takes the connection next tries again.
+                    Err(_) => return Ok(()),
+                };
+                worker.inner.store().answer(id, &outcome)
+            }
+            Brought::Info { chat, result, done } => {
+                self.info.remove(&chat);
+                let outcome = match result {
+                    Ok(Reply::ChatInfo(info)) => self.take(worker, vec![Incoming::Info(info)]).await,
+                    Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+                    Ok(_) => Err(Error::Unreachable("a chat was answered with something else".to_owned())),
+                    Err(error) => Err(error),
+                };
+                match done {
+                    // Whoever asked may have gone.
+                    Some(done) => drop(done.send(outcome)),
+                    None => match outcome {
+                        Ok(()) | Err(Error::Refused(_)) => {}
+                        Err(error) => return Err(error),
+                    },
+                }
+                Ok(())
+            }
+            Brought::List(result) => self.listed(worker, result?).await,
+            Brought::Read { chat, up_to, result } => {
+                self.telling.remove(&chat);
+                match result? {
+                    Reply::Done => worker.inner.store().told_read(&chat, up_to),
+                    _ => Ok(()),
+                }
+            }
+            Brought::Certificate(result) => {
+                match result? {
+                    Reply::Certificate(chain) => {
+                        let chain: Vec<Vec<u8>> = chain.into_iter().map(|one| one.0.to_vec()).collect();
+                        worker.inner.store().set_chain(&chain)?;
+                        tracing::info!("the certificate was renewed");
+                    }
+                    Reply::Refused(refusal) => tracing::warn!(%refusal, "the certificate was not renewed"),
+                    _ => {}
+                }
+                Ok(())
+            }
+            Brought::Probe(result) => result.map(|_| ()),
+        }
+    }
+
+    /// Compares the relay's chats with one's own: after a start, a restored store, or a restored device.
+    async fn listed(&mut self, worker: &mut Worker, reply: Reply) -> Result<(), Error> {
+        let list = match reply {
+            Reply::ChatList(list) => list,
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            _ => return Err(Error::Unreachable("the chats were answered with something else".to_owned())),
+        };
+        let last = list.chats.last().map(|summary| summary.chat.clone());
+        let mut items = Vec::new();
+        for summary in list.chats {
+            let known = worker.inner.store().chat(&summary.chat)?;
+            let position = known.as_ref().and_then(|row| row.position);
+            if self.restored && position > Some(summary.head) {
+                worker.inner.store().cut_back(&summary.chat, summary.head)?;
+                worker.orders.remove(&summary.chat);
+            }
+            // The relay waits for an acknowledgement of what is here already.
+            if let Some(position) = position.filter(|position| *position >= summary.next) {
+                note(&mut worker.unacknowledged, summary.chat.clone(), position.min(summary.head));
+            }
+            if position < Some(summary.head) {
+                self.held.insert(summary.chat.clone());
+            }
+            let participants_known = !worker.inner.store().participants(&summary.chat)?.is_empty();
+            if summary.role.is_some() && !participants_known {
+                self.ask_info(summary.chat.clone(), None);
+            }
+            self.gaps.insert(summary.chat.clone(), Instant::now());
+            items.push(Incoming::Summary(summary));
+        }
+        self.take(worker, items).await?;
+        match last.filter(|_| list.more) {
+            Some(last) => self.list(Some(last)),
+            None => {
+                worker.compared = true;
+                self.room = true;
+                worker.inner.set_synced();
+            }
+        }
+        Ok(())
+    }
+
+    async fn arrived(&mut self, worker: &mut Worker, batch: &mut Vec<FromRelay>) -> Result<(), Error> {
+        let mut items = Vec::with_capacity(batch.len());
+        let mut ended = None;
+        for from_relay in batch.drain(..) {
+            match from_relay {
+                FromRelay::Event(Event::Entry { chat, entry }) => items.push(Incoming::Entry { chat, entry }),
+                FromRelay::Event(Event::Hidden { chat, range }) => items.push(Incoming::Hidden { chat, range }),
+                FromRelay::Event(Event::Gap { chat, range }) => items.push(Incoming::Gap { chat, range }),
+                FromRelay::Event(Event::Receipt { chat, receipt }) => items.push(Incoming::Receipt { chat, receipt }),
+                FromRelay::Event(Event::GoAway { reason, .. }) => {
+                    tracing::info!(%reason, "the relay asks to go elsewhere");
+                }
+                FromRelay::Reply(number, reply) => items.extend(self.reply(worker, number, reply)?),
+                FromRelay::Ended(error) => ended = ended.or(Some(error)),
+            }
+        }
+        self.take(worker, items).await?;
+        match ended {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn reply(&mut self, worker: &mut Worker, number: u32, reply: Reply) -> Result<Option<Incoming>, Error> {
+        match self.asked.remove(&number) {
+            Some(Asked::Numbered { chat, id }) => self.outcome(worker, chat, id, reply),
+            Some(Asked::Acks(acks)) => {
+                if !matches!(reply, Reply::Done) {
+                    for ack in acks {
+                        note(&mut worker.unacknowledged, ack.chat, ack.up_to);
+                    }
+                }
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn outcome(
+        &mut self,
+        worker: &mut Worker,
+        chat: ChatId,
+        id: MessageId,
+        reply: Reply,
+    ) -> Result<Option<Incoming>, Error> {
+        let sending = self.sending.entry(chat.clone()).or_default();
+        sending.in_flight = sending.in_flight.saturating_sub(1);
+        self.room |= sending.in_flight <= WINDOW / 2;
+        let refusal = match reply {
+            Reply::Sent { seq, at } => return Ok(Some(Incoming::Sent { chat, id, seq, at })),
+            Reply::Queued => {
+                worker.inner.store().set_queued(id)?;
+                worker.inner.changed();
+                return Ok(None);
+            }
+            Reply::Refused(refusal) => refusal,
+            Reply::Unsupported { .. } => Refusal::because(Code::Invalid, "this relay is too old for the request"),
+            _ => return Err(Error::Unreachable("a send was answered with something else".to_owned())),
+        };
+        if refusal.code.is_passing() {
+            let wait = match refusal.code {
+                Code::OutOfOrder | Code::NumberTaken => Duration::ZERO,
+                _ => refusal.retry_after().unwrap_or(RETRY),
+            };
+            let at = Instant::now() + wait;
+            sending.again_at = Some(sending.again_at.map_or(at, |before| before.max(at)));
+            if refusal.code == Code::NumberTaken {
+                sending.renumber = sending.renumber.max(refusal.next);
+            }
+            return Ok(None);
+        }
+        worker.inner.store().set_refused(id, &refusal)?;
+        worker.inner.changed();
+        if refusal.code == Code::AlreadyExists {
+            self.ask_info(chat, None);
+        }
+        Ok(None)
+    }
+
+    /// Takes in what came, and acknowledges what is contiguous and durable now.
+    async fn take(&mut self, worker: &mut Worker, items: Vec<Incoming>) -> Result<(), Error> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let touched: HashSet<ChatId> = items.iter().map(|item| item.chat().clone()).collect();
+        let taken = worker.inner.store().take(&worker.inner.device, &mut worker.orders, items);
+        let Taken { advanced, unknown, events: _ } = taken?;
+        worker.inner.changed();
+        for chat in unknown {
+            self.ask_info(chat, None);
+        }
+        for chat in touched {
+            self.gaps.entry(chat).or_insert_with(Instant::now);
+        }
+        for (chat, position) in advanced {
+            note(&mut worker.unacknowledged, chat, position);
+        }
+        self.acknowledge(worker).await
+    }
+
+    async fn acknowledge(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if worker.unacknowledged.is_empty() {
+            return Ok(());
+        }
+        let acks: Vec<Ack> = worker.unacknowledged.drain().map(|(chat, up_to)| Ack { chat, up_to }).collect();
+        for acks in acks.chunks(limits::ACKS) {
+            let number = self.session.send(&acks[0].chat, &[Request::Ack(acks.to_vec())]).await?;
+            self.asked.insert(number, Asked::Acks(acks.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Asks for what is missing before what is here.
+    fn close_gaps(&mut self, worker: &mut Worker) {
+        let now = Instant::now();
+        let chats: Vec<(ChatId, Instant)> = self.gaps.iter().map(|(chat, since)| (chat.clone(), *since)).collect();
+        for (chat, since) in chats {
+            let Some(missing) = worker.orders.get(&chat).and_then(crate::order::Order::missing) else {
+                self.gaps.remove(&chat);
+                self.room |= self.held.remove(&chat);
+                continue;
+            };
+            let own = self.sending.get(&chat).is_some_and(|sending| sending.in_flight > 0);
+            let wait = if own { OWN_GAP } else { Duration::ZERO };
+            if self.fetching.len() >= FETCHES || self.fetching.contains(&chat) || now < since + wait {
+                continue;
+            }
+            self.fetching.insert(chat.clone());
+            let count = missing.to.get() - missing.from.get() + 1;
+            let limit = u16::try_from(count.min(limits::PAGE_ENTRIES as u64)).unwrap_or(u16::MAX);
+            let request = Request::History(History { chat: chat.clone(), range: Range::From(missing.from), limit });
+            self.errand(request, move |result| Brought::Gap { chat, missing, result });
+        }
+    }
+
+    async fn send_all(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if !worker.compared {
+            return Ok(());
+        }
+        let version = worker.inner.store().data_version()?;
+        let again = self.sending.values().any(|sending| sending.again_at.is_some());
+        if version == self.data_version && !again && !std::mem::take(&mut self.room) {
+            return Ok(());
+        }
+        self.data_version = version;
+        let chats = worker.inner.store().unsent_chats()?;
+        for chat in chats {
+            if !self.held.contains(&chat) {
+                self.send_chat(worker, &chat).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_chat(&mut self, worker: &mut Worker, chat: &ChatId) -> Result<(), Error> {
+        let sending = self.sending.entry(chat.clone()).or_default();
+        if let Some(at) = sending.again_at {
+            if sending.in_flight > 0 || Instant::now() < at {
+                return Ok(());
+            }
+            if let Some(next) = sending.renumber {
+                worker.inner.store().renumber(chat, next)?;
+            }
+            *sending = Sending::default();
+        }
+        let room = WINDOW - sending.in_flight;
+        let (rows, oldest) = {
+            let store = worker.inner.store();
+            (store.unsent(chat, sending.written, room)?, store.oldest_unsent(chat)?)
+        };
+        let (Some(last), Some(oldest)) = (rows.last(), oldest) else { return Ok(()) };
+        sending.written = last.n;
+        sending.in_flight += rows.len();
+        let requests: Vec<Request> = rows.iter().map(|row| row.request(oldest)).collect();
+        let first = self.session.send(chat, &requests).await?;
+        for (i, row) in (0u32..).zip(rows) {
+            self.asked.insert(first.wrapping_add(i), Asked::Numbered { chat: row.chat, id: row.id });
+        }
+        Ok(())
+    }
+
+    /// What other processes put into the store, and what waits for a time.
+    async fn look(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        self.acknowledge(worker).await?;
+        let asked = worker.inner.store().asked()?;
+        for Fetch { id, chat, before, count } in asked {
+            if self.asked_for.insert(id) {
+                let name = chat.clone();
+                self.older(&chat, before, count, move |result| Brought::OlderFor { id, chat: name, result });
+            }
+        }
+        let reads = worker.inner.store().untold_reads()?;
+        for (chat, up_to) in reads {
+            if self.telling.insert(chat.clone()) {
+                let request = Request::MarkRead { chat: chat.clone(), up_to };
+                self.errand(request, move |result| Brought::Read { chat, up_to, result });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn keep_older(worker: &Worker, chat: &ChatId, result: Result<Reply, Error>) -> Result<(), Error> {
+    match result? {
+        Reply::HistoryPage(page) => worker.inner.store().keep_page(chat, &page),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        _ => Err(Error::Unreachable("history was answered with something else".to_owned())),
+    }
+}
+
+fn note(all: &mut HashMap<ChatId, Seq>, chat: ChatId, up_to: Seq) {
+    all.entry(chat).and_modify(|before| *before = (*before).max(up_to)).or_insert(up_to);
+}
+
+impl Incoming {
+    fn chat(&self) -> &ChatId {
+        match self {
+            Self::Entry { chat, .. }
+            | Self::Hidden { chat, .. }
+            | Self::Gap { chat, .. }
+            | Self::Receipt { chat, .. }
+            | Self::Sent { chat, .. }
+            | Self::Page { chat, .. } => chat,
+            Self::Summary(summary) => &summary.chat,
+            Self::Info(info) => &info.summary.chat,
+        }
+    }
+}
