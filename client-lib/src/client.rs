@@ -161,7 +161,7 @@ pub struct Client {
     jobs: mpsc::Sender<Job>,
     stop: CancellationToken,
     owner: watch::Receiver<bool>,
-    task: Option<JoinHandle<()>>,
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Client {
@@ -193,7 +193,7 @@ impl Client {
         let first = lock(&home)?;
         let (owning, owner) = watch::channel(first.is_some());
         let task = tokio::spawn(work(inner.clone(), queue, stop.clone(), first, owning));
-        Ok(Self { inner, jobs, stop, owner, task: Some(task) })
+        Ok(Self { inner, jobs, stop, owner, task: Mutex::new(Some(task)) })
     }
 
     pub fn device(&self) -> &DeviceId {
@@ -510,9 +510,10 @@ impl Client {
     }
 
     /// Ends the connection in order. What is unsent stays in the outbox.
-    pub async fn close(mut self) {
+    pub async fn close(&self) {
         self.stop.cancel();
-        if let Some(task) = self.task.take()
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
             && let Err(error) = task.await
         {
             tracing::error!(%error, "the client's worker ended badly");

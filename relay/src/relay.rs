@@ -7,11 +7,14 @@ use crate::fanout::Worker;
 use crate::metrics::Metrics;
 use crate::store::{OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
+use aws_lc_rs::hmac;
+use godwit_certs::authority::Credential;
 use godwit_certs::folder::{FolderError, RelayDir};
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
 use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, Code, Refusal, RelayId};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -85,6 +88,19 @@ fn transport() -> TransportConfig {
     transport
 }
 
+/// Stateless resets (RFC 9000, section 10.3) and connection ids are keyed by the relay's own secret: after a crash it
+/// knows the ids of its former self, and tells devices to connect anew instead of letting them wait for a time-out.
+fn endpoint_config(credential: &Credential) -> EndpointConfig {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, credential.key.secret_der());
+    let derive = |label: &[u8]| hmac::sign(&secret, label);
+    let reset = derive(b"godwit stateless reset 1");
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+    let ids = derive(b"godwit connection ids 1");
+    let key = ids.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+    config
+}
+
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
@@ -129,7 +145,7 @@ impl Relay {
             .incoming_buffer_size_total(16 << 20);
         let socket = bind(config.listen).map_err(bind_error("listen", config.listen))?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+        let endpoint = Endpoint::new(endpoint_config(&files.credential), Some(server), socket, runtime)
             .map_err(bind_error("listen", config.listen))?;
         let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
         let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;

@@ -26,6 +26,8 @@ const OWN_GAP: Duration = Duration::from_millis(200);
 const TICK: Duration = Duration::from_millis(50);
 /// The wait after a passing refusal that names none.
 const RETRY: Duration = Duration::from_millis(500);
+/// A relay that owes an answer and says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(8);
 /// After a change of network the relay must answer within this, or a new connection is made.
 const PROBE: Duration = Duration::from_millis(1500);
 /// Chats with undelivered messages that are asked about after a reconnect.
@@ -104,6 +106,8 @@ pub(super) struct Live {
     fetching: HashSet<ChatId>,
     info: HashSet<ChatId>,
     errands: JoinSet<Brought>,
+    /// When the relay was heard last, or asked while nothing was owed.
+    heard: Instant,
     data_version: i64,
     /// More can be sent than when the outbox was looked at last.
     room: bool,
@@ -125,6 +129,7 @@ impl Live {
             fetching: HashSet::new(),
             info: HashSet::new(),
             errands: JoinSet::new(),
+            heard: Instant::now(),
             data_version: -1,
             room: true,
             asked_for: HashSet::new(),
@@ -175,6 +180,7 @@ impl Live {
                     if count == 0 {
                         return Err(Error::Unreachable("the connection ended".to_owned()));
                     }
+                    self.heard = Instant::now();
                     self.arrived(worker, &mut batch).await?;
                 }
                 Some(brought) = self.errands.join_next() => match brought {
@@ -369,13 +375,12 @@ impl Live {
             items.push(Incoming::Summary(summary));
         }
         self.take(worker, items).await?;
-        match last.filter(|_| list.more) {
-            Some(last) => self.list(Some(last)),
-            None => {
-                worker.compared = true;
-                self.room = true;
-                worker.inner.set_synced();
-            }
+        if let Some(last) = last.filter(|_| list.more) {
+            self.list(Some(last));
+        } else {
+            worker.compared = true;
+            self.room = true;
+            worker.inner.set_synced();
         }
         Ok(())
     }
@@ -563,6 +568,12 @@ impl Live {
 
     /// What other processes put into the store, and what waits for a time.
     async fn look(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if self.asked.is_empty() {
+            self.heard = Instant::now();
+        } else if self.heard.elapsed() > SILENCE {
+            // Much sooner than the connection itself would notice.
+            return Err(Error::Unreachable("the relay does not answer".to_owned()));
+        }
         self.acknowledge(worker).await?;
         let asked = worker.inner.store().asked()?;
         for Fetch { id, chat, before, count } in asked {

@@ -353,15 +353,15 @@ fn project(projection: &Projection, chat: &Chat, tables: &mut Tables<'_>) -> Res
 
 /// Saves the numbers of all entries up to the head.
 fn save_marks(state: &mut ChatState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
-    let id = &state.chat.id;
+    let chat = &state.chat.id;
     for (sender, known) in &mut state.senders {
         if let (Some(id), Some(last)) = (known.unsaved.take(), known.mark.last) {
-            let key = Key::new().chat(id).sender(sender).number(last.n).bytes();
+            let key = Key::new().chat(chat).sender(sender).number(last.n).bytes();
             put(&mut tables.numbers, &key, &NumberRow::Entry { id, seq: last.seq })?;
         }
     }
     state.marked = state.chat.head.get();
-    let key = Key::new().chat(id).bytes();
+    let key = Key::new().chat(chat).bytes();
     let mut cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
     cursor.marked = Some(state.chat.head);
     put(&mut tables.cursors, &key, &cursor)

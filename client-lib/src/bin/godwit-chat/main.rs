@@ -1,0 +1,146 @@
+//! The `godwit-chat` command: one device in one folder.
+
+mod print;
+mod talk;
+mod verbs;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use godwit_client::{ChatId, Error, MessageState, Seq, UserId};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Talk through a Godwit relay, as one device of one user.
+///
+/// Without a verb, an interactive chat. Exit codes: 0 done; 1 fault; 2 usage; 3 refused; 4 unreachable or timed out (a
+/// message stays pending); 5 in use; 6 corrupt or of a newer format; 130 interrupted.
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// The device's folder.
+    #[arg(long, global = true, default_value = "godwit-home")]
+    home: PathBuf,
+    /// One JSON object a line.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Enrols this device, once, with a token.
+    Enrol {
+        /// host:port; may be given several times.
+        #[arg(long, required = true)]
+        relay: Vec<String>,
+        /// The root's certificate, PEM.
+        #[arg(long)]
+        authority: PathBuf,
+        #[arg(long)]
+        token: String,
+    },
+    /// Prints the direct chat with a user; creates it if there is none.
+    Direct { user: UserId },
+    /// Creates a group.
+    New {
+        title: String,
+        #[arg(required = true)]
+        users: Vec<UserId>,
+    },
+    /// Lists the chats.
+    Chats,
+    /// Sends a message; with `-`, each line of standard input.
+    Send {
+        chat: ChatId,
+        text: String,
+        /// Until when to wait.
+        #[arg(long, value_enum, default_value = "sent")]
+        wait: Wait,
+        /// How long to wait without progress.
+        #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+    /// Prints what happens, and takes it.
+    Listen {
+        /// End after so many messages.
+        #[arg(long)]
+        count: Option<u64>,
+        /// End after so many seconds; with --count that is a fault if fewer came.
+        #[arg(long = "for", value_name = "SECONDS")]
+        seconds: Option<f64>,
+    },
+    /// Prints a chat's past, ascending.
+    History {
+        chat: ChatId,
+        /// Only what lies below this seq.
+        #[arg(long)]
+        before: Option<Seq>,
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
+    },
+    /// Erases a message for everyone.
+    Redact { chat: ChatId, seq: Seq },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Wait {
+    Pending,
+    Queued,
+    Sent,
+    Delivered,
+}
+
+impl Wait {
+    fn state(self) -> MessageState {
+        match self {
+            Self::Pending => MessageState::Pending,
+            Self::Queued => MessageState::Queued,
+            Self::Sent => MessageState::Sent,
+            Self::Delivered => MessageState::Delivered,
+        }
+    }
+}
+
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Refused(_) => 3,
+        Error::Unreachable(_) | Error::TimedOut(_) => 4,
+        Error::InUse(_) => 5,
+        Error::Corrupt { .. } | Error::Newer { .. } => 6,
+        Error::Invalid(_) | Error::NotEnrolled(_) | Error::AlreadyEnrolled(_) => 2,
+        _ => 1,
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("godwit-chat: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = verbs::run(args) => Some(result),
+            _ = tokio::signal::ctrl_c() => None,
+        }
+    });
+    // Reading a terminal cannot be interrupted; nothing else is left to wait for.
+    runtime.shutdown_background();
+    match result {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("godwit-chat: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+        None => ExitCode::from(130),
+    }
+}

@@ -1,0 +1,79 @@
+//! The interactive chat.
+
+use crate::print;
+use godwit_client::{ChatId, Client, Content, Error, Event, UserId};
+use std::io::BufRead;
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+const HELP: &str = "/chats  /open CHAT  /direct USER  /history  /quit; anything else is sent to the open chat";
+
+pub(crate) async fn run(client: &Client) -> Result<(), Error> {
+    let mut events = client.events()?;
+    let (lines, mut input) = mpsc::channel(16);
+    // Standard input blocks; it is read on a thread of its own.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            if lines.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    println!("{}: {HELP}", client.device());
+    let mut open = None;
+    loop {
+        tokio::select! {
+            next = events.next() => {
+                let Some(next) = next else { return Ok(()) };
+                let next = next?;
+                if let Event::ConnectionChanged(state) = &next.event {
+                    eprintln!("({state:?})");
+                } else if let Some(text) = print::event_text(&next.event) {
+                    println!("{text}");
+                }
+                client.acknowledge(&next)?;
+            }
+            line = input.recv() => {
+                let Some(line) = line else { return Ok(()) };
+                let line = line.map_err(|source| Error::Io { path: PathBuf::from("standard input"), source })?;
+                if line.trim() == "/quit" {
+                    return Ok(());
+                }
+                // A slip is told, and the chat goes on.
+                if let Err(error) = command(client, line.trim(), &mut open).await {
+                    eprintln!("({error})");
+                }
+            }
+        }
+    }
+}
+
+async fn command(client: &Client, line: &str, open: &mut Option<ChatId>) -> Result<(), Error> {
+    let invalid = |error: &dyn ToString| Error::Invalid(error.to_string());
+    let opened = || open.clone().ok_or_else(|| Error::Invalid("open a chat first".to_owned()));
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("", _) => {}
+        ("/chats", _) => {
+            for chat in client.chats()? {
+                println!("{}", print::chat_text(&chat, &client.participants(&chat.id)?));
+            }
+        }
+        ("/open", chat) => *open = Some(chat.parse::<ChatId>().map_err(|error| invalid(&error))?),
+        ("/direct", user) => {
+            let user: UserId = user.parse().map_err(|error| invalid(&error))?;
+            let (chat, _) = client.direct(user)?;
+            println!("{chat}");
+            *open = Some(chat);
+        }
+        ("/history", _) => {
+            for entry in client.history(&opened()?, None, 20).await? {
+                println!("{}", print::history_text(&entry));
+            }
+        }
+        (verb, _) if verb.starts_with('/') => println!("{HELP}"),
+        _ => {
+            client.send(&opened()?, Content::text(line))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! What each verb does.
+
+use crate::print::{self, line};
+use crate::{Args, Verb, Wait, talk};
+use godwit_client::{
+    ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Member, MessageId, MessageState, Role,
+    Seq, Title, UserId,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How long a command waits for the relay.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long `chats` waits before it shows what is on the device.
+const FRESHEN: Duration = Duration::from_secs(5);
+/// Lines that are read ahead, kept in one transaction, and sent.
+const LINES: usize = 256;
+
+fn io(source: std::io::Error) -> Error {
+    Error::Io { path: PathBuf::from("standard output"), source }
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), Error> {
+    let Args { home, json, verb } = args;
+    if let Some(Verb::Enrol { relay, authority, token }) = verb {
+        let authority_pem = std::fs::read_to_string(&authority)
+            .map_err(|error| Error::Invalid(format!("--authority {}: {error}", authority.display())))?;
+        let device = godwit_client::enrol(EnrolOptions { home, relays: relay, authority_pem, token }).await?;
+        return line(&if json { json!({"device": device.as_str()}).to_string() } else { format!("enrolled {device}") })
+            .map_err(io);
+    }
+    let client = Client::open(ClientOptions::new(home))?;
+    let result = match verb {
+        None => talk::run(&client).await,
+        Some(Verb::Enrol { .. }) => Ok(()),
+        Some(Verb::Direct { user }) => direct(&client, user, json).await,
+        Some(Verb::New { title, users }) => new(&client, title, users, json).await,
+        Some(Verb::Chats) => chats(&client, json).await,
+        Some(Verb::Send { chat, text, wait, timeout }) => {
+            Sending { client: &client, chat, wait, timeout, json, n: 0 }.run(text).await
+        }
+        Some(Verb::Listen { count, seconds }) => listen(&client, count, seconds, json).await,
+        Some(Verb::History { chat, before, limit }) => history(&client, &chat, before, limit, json).await,
+        Some(Verb::Redact { chat, seq }) => redact(&client, &chat, seq).await,
+    };
+    client.close().await;
+    result
+}
+
+/// A wait that ran out while there is no connection says why there is none.
+async fn wait_for(client: &Client, id: MessageId, state: MessageState, timeout: Duration) -> Result<(), Error> {
+    match client.wait_for(id, state, timeout).await {
+        Ok(_) => Ok(()),
+        Err(Error::TimedOut(timeout)) if client.owns_connection() => {
+            client.wait_connected(Duration::ZERO).await?;
+            Err(Error::TimedOut(timeout))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn print_chat(chat: &ChatId, json: bool) -> Result<(), Error> {
+    line(&if json { json!({"chat": chat.to_string()}).to_string() } else { chat.to_string() }).map_err(io)
+}
+
+async fn direct(client: &Client, user: UserId, json: bool) -> Result<(), Error> {
+    let (chat, created) = client.direct(user)?;
+    if let Some(id) = created {
+        match wait_for(client, id, MessageState::Sent, PATIENCE).await {
+            // The other side, or another device, was faster.
+            Err(Error::Refused(refusal)) if refusal.code == Code::AlreadyExists => known(client, &chat).await?,
+            other => other?,
+        }
+    }
+    print_chat(&chat, json)
+}
+
+/// Makes sure that the device knows the chat.
+async fn known(client: &Client, chat: &ChatId) -> Result<(), Error> {
+    if client.chat(chat)?.is_none() && client.owns_connection() {
+        client.refresh(chat).await?;
+    }
+    Ok(())
+}
+
+async fn new(client: &Client, title: String, users: Vec<UserId>, json: bool) -> Result<(), Error> {
+    let title = Title::parse(title).map_err(|error| Error::Invalid(error.to_string()))?;
+    let members = users.into_iter().map(|user| Member { user, role: Role::Member }).collect();
+    let (chat, id) = client.create_group(title, members)?;
+    wait_for(client, id, MessageState::Sent, PATIENCE).await?;
+    print_chat(&chat, json)
+}
+
+async fn chats(client: &Client, json: bool) -> Result<(), Error> {
+    if let Err(error) = client.wait_synced(FRESHEN).await {
+        match error {
+            Error::Refused(_) => return Err(error),
+            other => eprintln!("godwit-chat: {other}; this is what the device has"),
+        }
+    }
+    for chat in client.chats()? {
+        let participants = client.participants(&chat.id)?;
+        let text = if json {
+            print::chat_json(&chat, &participants).to_string()
+        } else {
+            print::chat_text(&chat, &participants)
+        };
+        line(&text).map_err(io)?;
+    }
+    Ok(())
+}
+
+async fn history(client: &Client, chat: &ChatId, before: Option<Seq>, limit: u32, json: bool) -> Result<(), Error> {
+    // Unreachable: what is on the device can be shown all the same.
+    if let Err(error @ Error::Refused(_)) = client.wait_synced(FRESHEN).await {
+        return Err(error);
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    for entry in client.history(chat, before, limit).await? {
+        let text = if json { print::history_json(chat, &entry).to_string() } else { print::history_text(&entry) };
+        line(&text).map_err(io)?;
+    }
+    Ok(())
+}
+
+async fn redact(client: &Client, chat: &ChatId, seq: Seq) -> Result<(), Error> {
+    ready(client, chat).await?;
+    let id = client.redact(chat, seq)?;
+    wait_for(client, id, MessageState::Sent, PATIENCE).await
+}
+
+/// A device that is new, or was just added, may not know the chat yet.
+async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
+    if client.chat(chat)?.is_none() && client.owns_connection() {
+        client.wait_synced(PATIENCE).await?;
+        if client.chat(chat)?.is_none() {
+            client.refresh(chat).await?;
+        }
+    }
+    Ok(())
+}
+
+struct Sending<'a> {
+    client: &'a Client,
+    chat: ChatId,
+    wait: Wait,
+    timeout: Duration,
+    json: bool,
+    n: u64,
+}
+
+impl Sending<'_> {
+    async fn run(mut self, text: String) -> Result<(), Error> {
+        ready(self.client, &self.chat).await?;
+        if text != "-" {
+            let id = self.client.send(&self.chat, Content::text(text))?;
+            return self.sent(id).await;
+        }
+        let (lines, mut queue) = mpsc::channel(LINES);
+        // Standard input blocks; it is read on a thread of its own.
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lock().lines() {
+                let failed = line.is_err();
+                if lines.blocking_send(line).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let bar = if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{pos} sent, {per_sec}, {elapsed}").expect("a valid template");
+            ProgressBar::new_spinner().with_style(style)
+        } else {
+            ProgressBar::hidden()
+        };
+        let mut batch = Vec::new();
+        let mut waiting = std::collections::VecDeque::new();
+        while queue.recv_many(&mut batch, LINES).await > 0 {
+            let mut contents = Vec::with_capacity(batch.len());
+            for line in batch.drain(..) {
+                let source = |source| Error::Io { path: PathBuf::from("standard input"), source };
+                contents.push(Content::text(line.map_err(source)?));
+            }
+            waiting.extend(self.client.send_many(&self.chat, contents)?);
+            // A few batches stay on their way while more is read.
+            while waiting.len() > 4 * LINES {
+                if let Some(id) = waiting.pop_front() {
+                    self.sent(id).await?;
+                    bar.inc(1);
+                }
+            }
+        }
+        while let Some(id) = waiting.pop_front() {
+            self.sent(id).await?;
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    async fn sent(&mut self, id: MessageId) -> Result<(), Error> {
+        wait_for(self.client, id, self.wait.state(), self.timeout).await?;
+        self.n += 1;
+        let Some(message) = self.client.message_state(id)? else { return Ok(()) };
+        if self.json {
+            let value = json!({
+                "event": if message.seq.is_some() { "sent" } else if message.state == MessageState::Queued { "queued" } else { "pending" },
+                "chat": self.chat.to_string(), "seq": message.seq.map(Seq::get), "n": self.n,
+                "at": message.at.map(print::time),
+            });
+            return line(&value.to_string()).map_err(io);
+        }
+        match (message.seq, message.at) {
+            (Some(seq), Some(at)) => line(&format!("sent #{seq} {}", print::time(at))),
+            _ => line("kept, to be sent"),
+        }
+        .map_err(io)
+    }
+}
+
+async fn listen(client: &Client, count: Option<u64>, seconds: Option<f64>, json: bool) -> Result<(), Error> {
+    let mut events = client.events()?;
+    let limit = match seconds.map(Duration::try_from_secs_f64) {
+        Some(Err(error)) => return Err(Error::Invalid(format!("--for: {error}"))),
+        Some(Ok(limit)) => Some(limit),
+        None => None,
+    };
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut came = 0;
+    while count.is_none_or(|count| came < count) {
+        let next = match deadline {
+            Some(deadline) => match tokio::time::timeout_at(deadline, events.next()).await {
+                Ok(next) => next,
+                Err(_) => break,
+            },
+            None => events.next().await,
+        };
+        let Some(next) = next else { break };
+        let next = next?;
+        let text = if json { Some(print::event_json(&next.event).to_string()) } else { print::event_text(&next.event) };
+        if let Some(text) = text {
+            line(&text).map_err(io)?;
+        }
+        // Only now: what was not printed comes again.
+        client.acknowledge(&next)?;
+        match &next.event {
+            Event::MessageReceived { .. } => came += 1,
+            Event::ConnectionChanged(godwit_client::ConnectionState::Refused(refusal)) => {
+                return Err(Error::Refused(refusal.clone()));
+            }
+            _ => {}
+        }
+    }
+    match (count, limit) {
+        (Some(count), Some(limit)) if came < count => Err(Error::TimedOut(limit)),
+        _ => Ok(()),
+    }
+}

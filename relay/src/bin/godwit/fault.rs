@@ -1,0 +1,78 @@
+//! What went wrong, as an exit code and one sentence.
+
+use godwit_certs::folder::FolderError;
+use godwit_relay::StartError;
+use godwit_relay::config::ConfigError;
+use godwit_relay::store::StoreError;
+use std::process::ExitCode;
+
+#[derive(Debug)]
+pub(crate) struct Fault {
+    code: u8,
+    error: anyhow::Error,
+}
+
+pub(crate) const FAULT: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const REFUSED: u8 = 3;
+pub(crate) const UNREACHABLE: u8 = 4;
+const IN_USE: u8 = 5;
+const CORRUPT: u8 = 6;
+
+impl Fault {
+    pub(crate) fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, error: error.into() }
+    }
+
+    pub(crate) fn report(&self) -> ExitCode {
+        eprintln!("godwit: {:#}", self.error);
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(FAULT, error)
+    }
+}
+
+impl From<ConfigError> for Fault {
+    fn from(error: ConfigError) -> Self {
+        Self::new(USAGE, error)
+    }
+}
+
+impl From<FolderError> for Fault {
+    fn from(error: FolderError) -> Self {
+        Self::new(USAGE, error)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        let code = match error {
+            StoreError::InUse(_) => IN_USE,
+            StoreError::Corrupt { .. } | StoreError::Newer { .. } | StoreError::Record(_) | StoreError::BadKey => {
+                CORRUPT
+            }
+            StoreError::OtherRegion { .. } => USAGE,
+            _ => FAULT,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<StartError> for Fault {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Store(error) => error.into(),
+            StartError::Bind { .. } if is_in_use(&error) => Self::new(IN_USE, error),
+            StartError::Certificates(_) | StartError::Tls(_) => Self::new(USAGE, error),
+            other => Self::new(FAULT, other),
+        }
+    }
+}
+
+fn is_in_use(error: &StartError) -> bool {
+    matches!(error, StartError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse)
+}

@@ -1,0 +1,78 @@
+//! The `godwit` command: runs relays, makes certificates, looks after stores, and shows what it all does.
+
+mod certs;
+mod demo;
+mod dev;
+mod fault;
+mod run;
+mod store;
+
+use clap::{Parser, Subcommand};
+use fault::Fault;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A messaging backend: relays that take devices over QUIC and lose nothing.
+///
+/// Exit codes: 0 done; 1 fault; 2 usage or configuration; 3 refused; 4 unreachable or timed out; 5 in use; 6 corrupt or
+/// of a newer format; 130 interrupted.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Shows a relay and its clients at work, crash included, in a temporary folder.
+    Demo,
+    /// Runs one relay for development, with its own authority, until Ctrl-C.
+    Dev(dev::Args),
+    /// Runs a relay.
+    Relay(run::Args),
+    /// Prints the effective configuration with where each value came from.
+    Config(run::Args),
+    /// Makes the authority, relays' certificates and enrolment tokens.
+    #[command(subcommand)]
+    Certs(certs::Verb),
+    /// Checks and copies stores.
+    #[command(subcommand)]
+    Store(store::Verb),
+    /// Shuts a device out, at once and for good, until it is enrolled anew.
+    Revoke {
+        /// The relay's admin address.
+        #[arg(long, default_value = "127.0.0.1:9443")]
+        admin: String,
+        /// For example alice@eu/phone
+        device: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Fault::from(anyhow::Error::from(error)).report(),
+    };
+    let result = runtime.block_on(async {
+        match args.verb {
+            Verb::Demo => demo::run().await,
+            Verb::Dev(args) => dev::run(args).await,
+            Verb::Relay(args) => run::run(args).await,
+            Verb::Config(args) => run::describe(&args),
+            Verb::Certs(verb) => certs::run(verb),
+            Verb::Store(verb) => store::run(verb),
+            Verb::Revoke { admin, device } => store::post(&admin, "devices/revoke", &[("device", &device)]),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fault.report(),
+    }
+}
+
+/// A path as it is shown, absolute where that can be found out.
+fn shown(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,110 @@
+//! `godwit relay` and `godwit config`.
+
+use crate::fault::Fault;
+use crate::shown;
+use godwit_certs::tls::Crypto;
+use godwit_relay::config::Layers;
+use godwit_relay::{Config, Relay};
+use std::io::Write;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Args {
+    /// TOML. Without it, defaults, the environment and flags make the configuration.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where devices connect, UDP; port 0 takes a free one.
+    #[arg(long)]
+    listen: Option<String>,
+    /// Health, metrics and commands, TCP on loopback; port 0 takes a free one.
+    #[arg(long)]
+    admin: Option<String>,
+    /// The relay's folder with its certificates.
+    #[arg(long)]
+    certs: Option<String>,
+    /// Where the store lies.
+    #[arg(long)]
+    data: Option<String>,
+}
+
+impl Args {
+    fn layers(&self) -> Result<Layers, Fault> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.config {
+            layers.file(path)?;
+        }
+        layers.environment(
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+        )?;
+        for (flag, key, value) in [
+            ("--listen", "listen", &self.listen),
+            ("--admin", "admin", &self.admin),
+            ("--certs", "certs", &self.certs),
+            ("--data", "data", &self.data),
+        ] {
+            if let Some(value) = value {
+                layers.flag(flag, key, value)?;
+            }
+        }
+        Ok(layers)
+    }
+}
+
+pub(crate) fn describe(args: &Args) -> Result<(), Fault> {
+    print!("{}", args.layers()?.describe()?);
+    Ok(())
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), Fault> {
+    let config = args.layers()?.config()?;
+    start_log(&config.log)?;
+    serve(config, |_| Ok(()), || Ok(args.layers()?.config()?)).await
+}
+
+pub(crate) fn start_log(filter: &str) -> Result<(), Fault> {
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| Fault::new(crate::fault::USAGE, anyhow::anyhow!("log: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+/// Runs a relay until SIGTERM or Ctrl-C. `ready` is called once the ready line is out, `reload` for every SIGHUP.
+pub(crate) async fn serve(
+    config: Config,
+    ready: impl FnOnce(&Relay) -> Result<(), Fault>,
+    reload: impl Fn() -> Result<Config, Fault>,
+) -> Result<(), Fault> {
+    let signals = |kind| signal(kind).map_err(anyhow::Error::from);
+    // Before the ready line, so that whoever waits for it may send one at once.
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut hang_up = signals(SignalKind::hangup())?;
+    let relay = Relay::start(&config, &Crypto::system()).await?;
+    let authority = shown(&relay.authority);
+    let line = format!(
+        "ready relay={} quic={} admin={} authority={}",
+        relay.id.name(),
+        relay.quic,
+        relay.admin,
+        authority.display()
+    );
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(anyhow::Error::from)?;
+    ready(&relay)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                let result = reload().and_then(|config| Ok(relay.reload(&config)?));
+                if let Err(fault) = result {
+                    tracing::error!(?fault, "nothing was reloaded");
+                }
+            }
+        }
+    }
+    relay.stop().await;
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! Relays and clients over real sockets: one module a behaviour.
+
+mod door;
+mod sessions;

@@ -1,0 +1,181 @@
+//! A relay in this process.
+
+use crate::wire::Wire;
+use anyhow::{Context, Result};
+use godwit_certs::authority::Credential;
+use godwit_certs::folder::AuthorityDir;
+use godwit_certs::tls::Crypto;
+use godwit_certs::{DeviceKey, tls};
+use godwit_client::{Client, ClientOptions, EnrolOptions};
+use godwit_relay::config::Layers;
+use godwit_relay::{Config, Relay};
+use godwit_wire::frame::{EnrolRequest, Reply};
+use godwit_wire::{ALPN_ENROL, Clock, DeviceId, Refusal, RelayId, UnixMillis};
+use rustls::pki_types::CertificateDer;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The lab's region.
+pub const REGION: &str = "eu";
+
+/// A relay with its authority, in a temporary folder that goes with it.
+#[derive(Debug)]
+pub struct Lab {
+    folder: tempfile::TempDir,
+    pub authority: AuthorityDir,
+    pub config: Config,
+    relay: Option<Relay>,
+    /// Added to the machine's clock, in milliseconds, for relay and tokens.
+    skew: Arc<AtomicU64>,
+}
+
+impl Lab {
+    pub async fn start() -> Result<Self> {
+        Self::with(&[]).await
+    }
+
+    /// With settings over the defaults, such as `("limits.sends_per_second", "5")`.
+    pub async fn with(settings: &[(&'static str, &str)]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = AuthorityDir::new(folder.path().join("certs"));
+        let now = Clock::system().now();
+        authority.init(&REGION.parse()?, now)?;
+        let id: RelayId = format!("{REGION}/{REGION}-1").parse()?;
+        let certs = authority.relay(&id, now)?;
+        let mut layers = Layers::default();
+        layers.flag("test", "listen", "127.0.0.1:0")?;
+        layers.flag("test", "admin", "127.0.0.1:0")?;
+        layers.flag("test", "certs", &certs.path().to_string_lossy())?;
+        layers.flag("test", "data", &folder.path().join("data").to_string_lossy())?;
+        for (key, value) in settings {
+            layers.flag("test", key, value)?;
+        }
+        let config = layers.config()?;
+        let mut lab = Self { folder, authority, config, relay: None, skew: Arc::default() };
+        lab.up().await?;
+        Ok(lab)
+    }
+
+    /// The clock of the relay and of tokens.
+    pub fn clock(&self) -> Clock {
+        let (system, skew) = (Clock::system(), self.skew.clone());
+        Clock::new(move || UnixMillis(system.now().0 + skew.load(Ordering::Relaxed)))
+    }
+
+    /// Lets the lab's clock jump ahead.
+    pub fn jump(&self, by: Duration) {
+        self.skew.fetch_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Starts the relay, on the address it had before.
+    pub async fn up(&mut self) -> Result<()> {
+        let crypto = Crypto { clock: self.clock(), ..Crypto::system() };
+        let relay = Relay::start(&self.config, &crypto).await?;
+        self.config.listen = relay.quic;
+        self.relay = Some(relay);
+        Ok(())
+    }
+
+    /// Stops the relay in order.
+    pub async fn down(&mut self) {
+        if let Some(relay) = self.relay.take() {
+            relay.stop().await;
+        }
+    }
+
+    pub fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("the relay is up")
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.config.listen
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn root(&self) -> Result<CertificateDer<'static>> {
+        Ok(godwit_certs::folder::read_certificate(&self.authority.root_certificate_path())?)
+    }
+
+    pub fn token(&self, device: &DeviceId) -> Result<String> {
+        Ok(self.authority.token(device, Duration::from_mins(10), self.clock().now())?)
+    }
+
+    /// Enrols a device for raw sessions.
+    pub async fn enrol(&self, device: &str) -> Result<Credential> {
+        let device: DeviceId = device.parse()?;
+        let token = self.token(&device)?;
+        let key = DeviceKey::generate()?;
+        let csr = key.request(&device)?;
+        let chain = self.ask_certificate(token, csr).await?.context("enrolment")?;
+        Ok(key.credential(chain))
+    }
+
+    /// Asks for a certificate as an enrolling device does.
+    pub async fn ask_certificate(
+        &self,
+        token: String,
+        csr: Vec<u8>,
+    ) -> Result<Result<Vec<CertificateDer<'static>>, Refusal>> {
+        let config = tls::device(&Crypto::system(), &self.root()?, None, ALPN_ENROL)?;
+        let connection = crate::wire::dial(self.address(), config).await?;
+        let reply = crate::wire::ask(&connection, &EnrolRequest::Enrol { token, csr: csr.into() }).await?;
+        connection.close(0u32.into(), b"");
+        match reply {
+            Reply::Certificate(chain) => {
+                Ok(Ok(chain.into_iter().map(|one| CertificateDer::from(one.0.to_vec())).collect()))
+            }
+            Reply::Refused(refusal) => Ok(Err(refusal)),
+            other => anyhow::bail!("enrolment was answered with {other:?}"),
+        }
+    }
+
+    /// A raw session of a newly enrolled device.
+    pub async fn session(&self, device: &str) -> Result<Wire> {
+        let credential = self.enrol(device).await?;
+        self.connect(credential).await
+    }
+
+    /// A raw session.
+    pub async fn connect(&self, credential: Credential) -> Result<Wire> {
+        Wire::connect(self.address(), &self.root()?, credential).await
+    }
+
+    pub fn home(&self, device: &str) -> PathBuf {
+        self.path().join(device.replace(['@', '/'], "-"))
+    }
+
+    /// A newly enrolled device with the client library.
+    pub async fn client(&self, device: &str) -> Result<Client> {
+        let id: DeviceId = device.parse()?;
+        let options = EnrolOptions {
+            home: self.home(device),
+            relays: vec![self.address().to_string()],
+            authority_pem: std::fs::read_to_string(self.authority.root_certificate_path())?,
+            token: self.token(&id)?,
+        };
+        godwit_client::enrol(options).await?;
+        let client = self.open(device)?;
+        client.wait_synced(PATIENCE).await?;
+        Ok(client)
+    }
+
+    /// A device that was enrolled before.
+    pub fn open(&self, device: &str) -> Result<Client> {
+        Ok(Client::open(ClientOptions::new(self.home(device)))?)
+    }
+
+    /// The value of a metric, as `/metrics` would show it.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.relay().metrics().render();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
+    }
+}
