@@ -66,14 +66,15 @@ pub(super) fn renumber_all(txn: &Connection) -> Result<(), Error> {
     let mut query = txn.prepare("SELECT DISTINCT chat FROM outbox WHERE state < ?1")?;
     let chats: Vec<String> = query.query_map([SENT], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for chat in chats {
-        renumber(txn, &chat, 1)?;
+        renumber(txn, &chat, 0, 1)?;
     }
     Ok(())
 }
 
-fn renumber(txn: &Connection, chat: &str, first: u64) -> Result<(), Error> {
-    let mut query = txn.prepare("SELECT local FROM outbox WHERE chat = ?1 AND state < ?2 ORDER BY n")?;
-    let rows: Vec<i64> = query.query_map(params![chat, SENT], |row| row.get(0))?.collect::<Result<_, _>>()?;
+fn renumber(txn: &Connection, chat: &str, from: u64, first: u64) -> Result<(), Error> {
+    let mut query = txn.prepare("SELECT local FROM outbox WHERE chat = ?1 AND state < ?2 AND n >= ?3 ORDER BY n")?;
+    let rows: Vec<i64> =
+        query.query_map(params![chat, SENT, int(from)], |row| row.get(0))?.collect::<Result<_, _>>()?;
     let mut next = first;
     for local in rows {
         txn.execute("UPDATE outbox SET n = ?2, state = ?3 WHERE local = ?1", params![local, int(next), PENDING])?;
@@ -209,10 +210,11 @@ impl Store {
         Ok(())
     }
 
-    /// The home knows other messages under our numbers: everything unsent of the chat is numbered from `next` on.
-    pub(crate) fn renumber(&mut self, chat: &ChatId, next: u64) -> Result<(), Error> {
+    /// The home knows other messages under our numbers: what is unsent from number `from` on is numbered from `next` on.
+    /// What is below has an outcome of its own, which it will hear.
+    pub(crate) fn renumber(&mut self, chat: &ChatId, from: u64, next: u64) -> Result<(), Error> {
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        renumber(&txn, &chat.to_string(), next)?;
+        renumber(&txn, &chat.to_string(), from, next)?;
         Ok(txn.commit()?)
     }
 }

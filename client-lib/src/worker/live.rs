@@ -51,12 +51,12 @@ struct Sending {
     in_flight: usize,
     /// After a passing refusal: once nothing is in flight, begin again at this time.
     again_at: Option<Instant>,
-    /// Begin again with other numbers.
-    renumber: Option<u64>,
+    /// The lowest number that was taken, and the first free one: begin again with other numbers from there on.
+    renumber: Option<(u64, u64)>,
 }
 
 enum Asked {
-    Numbered { chat: ChatId, id: MessageId },
+    Numbered { chat: ChatId, n: u64, id: MessageId },
     Acks(Vec<Ack>),
 }
 
@@ -410,7 +410,7 @@ impl Live {
 
     fn reply(&mut self, worker: &mut Worker, number: u32, reply: Reply) -> Result<Option<Incoming>, Error> {
         match self.asked.remove(&number) {
-            Some(Asked::Numbered { chat, id }) => self.outcome(worker, chat, id, reply),
+            Some(Asked::Numbered { chat, n, id }) => self.outcome(worker, chat, n, id, reply),
             Some(Asked::Acks(acks)) => {
                 if !matches!(reply, Reply::Done) {
                     for ack in acks {
@@ -427,6 +427,7 @@ impl Live {
         &mut self,
         worker: &mut Worker,
         chat: ChatId,
+        n: u64,
         id: MessageId,
         reply: Reply,
     ) -> Result<Option<Incoming>, Error> {
@@ -452,7 +453,9 @@ impl Live {
             let at = Instant::now() + wait;
             sending.again_at = Some(sending.again_at.map_or(at, |before| before.max(at)));
             if refusal.code == Code::NumberTaken {
-                sending.renumber = sending.renumber.max(refusal.next);
+                let next = refusal.next.unwrap_or(n + 1);
+                let (from, before) = sending.renumber.unwrap_or((n, next));
+                sending.renumber = Some((from.min(n), before.max(next)));
             }
             return Ok(None);
         }
@@ -545,8 +548,8 @@ impl Live {
             if sending.in_flight > 0 || Instant::now() < at {
                 return Ok(());
             }
-            if let Some(next) = sending.renumber {
-                worker.inner.store().renumber(chat, next)?;
+            if let Some((from, next)) = sending.renumber {
+                worker.inner.store().renumber(chat, from, next)?;
             }
             *sending = Sending::default();
         }
@@ -561,7 +564,7 @@ impl Live {
         let requests: Vec<Request> = rows.iter().map(|row| row.request(oldest)).collect();
         let first = self.session.send(chat, &requests).await?;
         for (i, row) in (0u32..).zip(rows) {
-            self.asked.insert(first.wrapping_add(i), Asked::Numbered { chat: row.chat, id: row.id });
+            self.asked.insert(first.wrapping_add(i), Asked::Numbered { chat: row.chat, n: row.n, id: row.id });
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use godwit_wire::{Code, DeviceId, Refusal, codec};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
 
 /// A connected device.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) epoch: u64,
     pub(crate) lanes: EventLanes,
     connection: Connection,
+    /// Everything that came on this connection has run.
+    ended: CancellationToken,
 }
 
 impl Link {
@@ -40,8 +43,10 @@ impl Registry {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a connection; one that the device had before is closed.
-    pub(crate) fn attach(
+    /// Enters a connection; one that the device had before is closed, and everything that came on it has run when this
+    /// returns. So a request never overtakes one of an older connection, and what a device compares after it connected
+    /// is all there is.
+    pub(crate) async fn attach(
         &self,
         device: DeviceId,
         enrolment: u32,
@@ -50,16 +55,19 @@ impl Registry {
     ) -> Arc<Link> {
         let epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
         let lanes = EventLanes::new(connection.clone(), queued_bytes);
-        let link = Arc::new(Link { device: device.clone(), enrolment, epoch, lanes, connection });
+        let ended = CancellationToken::new();
+        let link = Arc::new(Link { device: device.clone(), enrolment, epoch, lanes, connection, ended });
         let before = self.links().insert(device, link.clone());
         if let Some(before) = before {
             before.close(&Code::Replaced.into());
+            before.ended.cancelled().await;
         }
         link
     }
 
-    /// Removes a connection, if it is still the device's.
+    /// Ends a connection of which everything has run. It is removed, if it is still the device's.
     pub(crate) fn detach(&self, link: &Link) {
+        link.ended.cancel();
         let mut links = self.links();
         if links.get(&link.device).is_some_and(|current| current.epoch == link.epoch) {
             links.remove(&link.device);

@@ -31,7 +31,7 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(
         .await
         .map_err(|_| Refusal::because(Code::Malformed, "no hello came"))??;
     let limit = edge.lane_bytes;
-    let link = edge.registry.attach(sender.device.clone(), enrolment, connection.clone(), limit);
+    let link = edge.registry.attach(sender.device.clone(), enrolment, connection.clone(), limit).await;
     edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     let session = Arc::new(Session {
         user: sender.device.user(),
@@ -40,12 +40,13 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(
         certificate_expires: peer.not_after,
     });
     let result = attached(edge, connection, &session, lane, hello).await;
-    edge.registry.detach(&link);
-    edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
-    edge.fanout.detached(link).await;
+    edge.fanout.detached(link.clone()).await;
+    // Also waits for what this connection still had in the writer's queue.
     if let Err(refusal) = edge.store.seen(session.sender.device.clone()).await {
         tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
     }
+    edge.registry.detach(&link);
+    edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     result
 }
 
@@ -74,6 +75,17 @@ async fn attached(
     tracing::info!(device = %session.sender.device, address = %connection.remote_address(), "connected");
     let mut lanes = JoinSet::new();
     lanes.spawn(lane::serve(edge.clone(), session.clone(), first, Some(hello)));
+    let result = serve_lanes(edge, connection, session, &mut lanes).await;
+    lanes.shutdown().await;
+    result
+}
+
+async fn serve_lanes(
+    edge: &Arc<Edge>,
+    connection: &Connection,
+    session: &Arc<Session>,
+    lanes: &mut JoinSet<Result<(), Refusal>>,
+) -> Result<(), Refusal> {
     let expiry = tokio::time::sleep(session.certificate_expires.since(edge.clock.now()));
     tokio::pin!(expiry);
     loop {
