@@ -340,9 +340,8 @@ impl Worker {
         }
         fan.fanned = Some(seq);
         fan.active_millis = now;
-        if matches!(entry.body, EntryBody::Message { .. }) {
-            fan.author(entry.from.user(), seq);
-        } else if matches!(entry.body, EntryBody::Updated(_)) && fan.loaded == Loaded::Yes {
+        fan.author(entry.from.user(), seq);
+        if matches!(entry.body, EntryBody::Updated(_)) && fan.loaded == Loaded::Yes {
             // Who takes part changed; the next acknowledgement asks again.
             fan.loaded = Loaded::No;
         }

@@ -29,6 +29,7 @@ use chats::{ChatCache, Commands};
 use delivery::{InboxWrites, SaveProgress};
 use devices::{Enrol, Renewed, Revoke, Seen};
 use godwit_core::{Command, Entry, Outcome};
+use godwit_wire::frame::{HistoryPage, Range};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
 use redb::Database;
 use std::fmt;
@@ -311,6 +312,17 @@ impl Store {
                 Err(StoreError::Closed)
             }
         }
+    }
+
+    /// A page of a chat's history, as `user` may see it: at most `limit` entries.
+    pub async fn history(
+        &self,
+        user: UserId,
+        chat: ChatId,
+        range: Range,
+        limit: usize,
+    ) -> Result<Result<HistoryPage, Refusal>, StoreError> {
+        self.read(move |store| store.history(&user, &chat, range, limit)).await
     }
 
     /// Copies the store as it is now to a new file, under a new generation.

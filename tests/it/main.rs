@@ -1,4 +1,6 @@
 //! Relays and clients over real sockets: one module a behaviour.
 
+mod crash;
 mod door;
 mod sessions;
+mod store;

@@ -1,10 +1,12 @@
 //! What tests, benchmarks and the load command stand on: relays to talk to, and raw sessions that speak the protocol
 //! frame by frame.
 //!
+//! - [`disk`]: a disk that fails
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
 //! - [`process`]: the real commands as child processes
 //! - [`wire`]: a session on the wire, without the client library
 
+pub mod disk;
 pub mod lab;
 pub mod process;
 pub mod wire;

@@ -276,7 +276,7 @@ async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<
         Request::History(history) => {
             let limit = page_limit(history.limit)?;
             let user = session.user.clone();
-            let read = edge.store.read(move |store| store.history(&user, &history.chat, history.range, limit));
+            let read = edge.store.history(user, history.chat, history.range, limit);
             Reply::HistoryPage(read.await.map_err(fault)??)
         }
         Request::Renew { csr } => renew(edge, session, &csr).await?,

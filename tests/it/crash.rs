@@ -1,0 +1,194 @@
+//! Processes killed with kill -9 at random points, under load. Rounds: 10, or `GODWIT_CRASH_ROUNDS`.
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit_certs::folder::AuthorityDir;
+use godwit_client::{
+    ChatId, Client, ClientOptions, Content, EnrolOptions, Event, Member, MessageState, Role, Seq, Title,
+};
+use godwit_tests::lab::PATIENCE;
+use godwit_tests::process::{RelayProcess, commands, run_with_input, succeed};
+use godwit_wire::{Clock, DeviceId};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Messages that each device sends in a round.
+const MESSAGES: u64 = 40;
+
+fn rounds() -> u64 {
+    std::env::var("GODWIT_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+}
+
+/// A device that notes what it receives, and what it sent.
+struct Device {
+    client: Arc<Client>,
+    received: Arc<Mutex<Vec<(Seq, String)>>>,
+    sent: Vec<String>,
+}
+
+async fn enrol(folder: &Path, relay: &RelayProcess, device: &str) -> Result<PathBuf> {
+    let id: DeviceId = device.parse()?;
+    let authority = AuthorityDir::new(folder.join("relay").join("certs"));
+    let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
+    let authority_pem = std::fs::read_to_string(&relay.authority)?;
+    let home = folder.join(device.replace(['@', '/'], "-"));
+    let options = EnrolOptions { home: home.clone(), relays: vec![relay.quic.clone()], authority_pem, token };
+    godwit_client::enrol(options).await?;
+    Ok(home)
+}
+
+impl Device {
+    async fn new(folder: &Path, relay: &RelayProcess, device: &str) -> Result<Self> {
+        let home = enrol(folder, relay, device).await?;
+        let client = Arc::new(Client::open(ClientOptions::new(home))?);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let mut events = client.events()?;
+        let (notes, taker) = (received.clone(), client.clone());
+        tokio::spawn(async move {
+            while let Some(Ok(next)) = events.next().await {
+                if let Event::MessageReceived { message, .. } = &next.event {
+                    let text = message.content.as_text().unwrap_or_default().to_owned();
+                    notes.lock().expect("no panic holds it").push((message.seq, text));
+                }
+                if taker.acknowledge(&next).is_err() {
+                    return;
+                }
+            }
+        });
+        client.wait_synced(PATIENCE).await?;
+        Ok(Self { client, received, sent: Vec::new() })
+    }
+
+    fn send(&mut self, chat: &ChatId, text: String) -> Result<()> {
+        self.client.send(chat, Content::text(&text))?;
+        self.sent.push(text);
+        Ok(())
+    }
+
+    fn received(&self) -> Vec<(Seq, String)> {
+        self.received.lock().expect("no panic holds it").clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("relay");
+    let mut relay = RelayProcess::dev(&data, "127.0.0.1:0").await?;
+    let mut devices = Vec::new();
+    for name in ["alice@eu/phone", "alice@eu/laptop", "bob@eu/phone", "carol@eu/phone"] {
+        devices.push(Device::new(folder.path(), &relay, name).await?);
+    }
+    let members = ["bob", "carol"]
+        .map(|name| Member { user: format!("{name}@eu").parse().expect("a user id"), role: Role::Member });
+    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
+    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    for device in &devices {
+        let known = async {
+            while device.client.chat(&chat).ok().flatten().is_none_or(|chat| chat.role.is_none()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.context("the chat does not arrive")?;
+    }
+    for round in 0..rounds() {
+        for n in 0..MESSAGES {
+            for (i, device) in devices.iter_mut().enumerate() {
+                device.send(&chat, format!("{i} {round} {n}"))?;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..250))).await;
+        relay.kill().await?;
+        relay = RelayProcess::dev(&data, &relay.quic).await?;
+    }
+    let all: usize = devices.iter().map(|device| device.sent.len()).sum();
+    for (i, device) in devices.iter().enumerate() {
+        let expected = all - device.sent.len();
+        let arrived = async {
+            while device.received().len() < expected {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(2 * PATIENCE, arrived).await.is_err() {
+            bail!("device {i} received {} of {expected}", device.received().len());
+        }
+    }
+    // Every device saw one order, each message once, and each sender's in the order of sending.
+    let mut log: BTreeMap<Seq, String> = BTreeMap::new();
+    for (i, device) in devices.iter().enumerate() {
+        let received = device.received();
+        ensure!(received.windows(2).all(|pair| pair[0].0 < pair[1].0), "device {i}: out of order or doubled");
+        for (seq, text) in received {
+            let before = log.insert(seq, text.clone());
+            ensure!(before.is_none_or(|before| before == text), "two messages at {seq}");
+        }
+    }
+    ensure!(log.len() == all, "{} messages of {all}", log.len());
+    for (i, device) in devices.iter().enumerate() {
+        let prefix = format!("{i} ");
+        let own: Vec<&String> = log.values().filter(|text| text.starts_with(&prefix)).collect();
+        ensure!(own.iter().zip(&device.sent).all(|(a, b)| *a == b), "device {i}'s messages are out of order");
+    }
+    for device in &devices {
+        device.client.close().await;
+    }
+    relay.kill().await?;
+    let report = succeed("godwit", &["store", "check", "--data", data.to_str().context("UTF-8")?])?;
+    ensure!(report.contains("1 chats") && !report.contains("fault"), "{report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_killed_while_sending_sends_each_line_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let relay = RelayProcess::dev(&folder.path().join("relay"), "127.0.0.1:0").await?;
+    let alice = enrol(folder.path(), &relay, "alice@eu/phone").await?;
+    let bob = enrol(folder.path(), &relay, "bob@eu/phone").await?;
+    let (alice, bob) = (alice.to_str().context("UTF-8")?.to_owned(), bob.to_str().context("UTF-8")?.to_owned());
+    let chat = succeed("godwit-chat", &["--home", &alice, "direct", "bob@eu"])?.trim().to_owned();
+    let mut line = 0;
+    for _ in 0..rounds().min(10) {
+        let mut child = tokio::process::Command::new(commands().join("godwit-chat"))
+            .args(["--home", &alice, "send", &chat, "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("standard input")?;
+        let first = line;
+        let feeding = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt;
+            let mut fed = first;
+            // It is killed while this runs.
+            while fed < first + 2000 && stdin.write_all(format!("line {fed}\n").as_bytes()).await.is_ok() {
+                fed += 1;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(20..200))).await;
+        child.kill().await?;
+        feeding.await?;
+        line += 2000;
+    }
+    let output = run_with_input("godwit-chat", &["--home", &alice, "send", &chat, "the last"], "")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let history = succeed("godwit-chat", &["--json", "--home", &bob, "history", &chat, "--limit", "100000"])?;
+    let mut last: Option<u64> = None;
+    let mut texts = 0;
+    for entry in history.lines() {
+        let entry: serde_json::Value = serde_json::from_str(entry)?;
+        let Some(text) = entry["text"].as_str() else { continue };
+        texts += 1;
+        if let Some(n) = text.strip_prefix("line ") {
+            let n: u64 = n.parse()?;
+            ensure!(
+                last.is_none_or(|last| n == last + 1 || (n.is_multiple_of(2000) && n > last)),
+                "line {n} after {last:?}"
+            );
+            last = Some(n);
+        }
+    }
+    ensure!(texts > 1, "something was sent before each kill");
+    ensure!(history.trim_end().lines().last().is_some_and(|line| line.contains("the last")), "the last comes last");
+    Ok(())
+}

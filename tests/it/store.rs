@@ -1,0 +1,312 @@
+//! The store, whatever engine is under it: outcomes that stay, over restarts and failing disks.
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit_core::{Action, Command, Outcome, Sender};
+use godwit_relay::metrics::Metrics;
+use godwit_relay::store::{InboxChange, InboxWrite, Issued, OpenStore, Store, StoreError, StoreLimits, file};
+use godwit_tests::disk::Disk;
+use godwit_tests::lab::PATIENCE;
+use godwit_wire::entry::{ChatKind, Content, Member, Role, Title};
+use godwit_wire::frame::{Range, Stamp};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A store on a disk, with its users.
+struct Bench {
+    disk: Disk,
+    open: Option<OpenStore>,
+    full: Arc<AtomicBool>,
+}
+
+fn opener(disk: &Disk) -> godwit_relay::store::Opener {
+    let disk = disk.clone();
+    Arc::new(move || {
+        let database = disk.open().map_err(StoreError::from)?;
+        file::prepare(&database, Path::new("disk"), &"eu".parse().expect("a region"))?;
+        Ok(database)
+    })
+}
+
+impl Bench {
+    async fn new() -> Result<Self> {
+        let mut bench = Self { disk: Disk::default(), open: None, full: Arc::default() };
+        bench.up()?;
+        for user in ["alice", "bob"] {
+            let id = device(user);
+            let issue = |_| Ok(Issued { chain: Vec::new(), fingerprint: [0; 32] });
+            bench.store().enrol(id, user.to_owned(), UnixMillis(u64::MAX), issue).await?;
+        }
+        Ok(bench)
+    }
+
+    fn up(&mut self) -> Result<()> {
+        let full = self.full.clone();
+        let free: Box<dyn Fn() -> Option<u64> + Send + Sync> =
+            Box::new(move || Some(if full.load(Ordering::Relaxed) { 0 } else { 1 << 40 }));
+        let ticks = AtomicU64::new(1_000);
+        let clock = Clock::new(move || UnixMillis(ticks.fetch_add(1, Ordering::Relaxed)));
+        self.open =
+            Some(Store::open(opener(&self.disk), Some(free), &StoreLimits::default(), clock, Metrics::default())?);
+        Ok(())
+    }
+
+    /// Stops in order and starts again.
+    fn restart(&mut self) -> Result<()> {
+        self.down()?;
+        self.up()
+    }
+
+    fn down(&mut self) -> Result<()> {
+        let OpenStore { store, committed, thread } = self.open.take().context("open")?;
+        drop((store, committed));
+        thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))
+    }
+
+    fn store(&self) -> Store {
+        self.open.as_ref().expect("open").store.clone()
+    }
+
+    async fn run(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Refusal> {
+        self.store().submit(commands).await?.await
+    }
+
+    async fn one(&self, command: Command) -> Result<Outcome, Refusal> {
+        Ok(self.run(vec![command]).await?.remove(0))
+    }
+
+    /// Until the store takes writes again.
+    async fn eventually(&self, command: &Command) -> Result<Outcome> {
+        let until = async {
+            loop {
+                match self.one(command.clone()).await {
+                    Ok(outcome) => break outcome,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, until).await.context("the store does not come back")
+    }
+
+    /// The whole log, as bob sees it.
+    async fn log(&self) -> Result<Vec<(Seq, MessageId)>> {
+        let mut log = Vec::new();
+        let mut from = Seq::FIRST;
+        loop {
+            let page = self.store().history(user("bob"), chat(), Range::From(from), 512).await??;
+            let Some(last) = page.entries.last() else { return Ok(log) };
+            from = last.seq.next();
+            log.extend(page.entries.iter().map(|entry| (entry.seq, entry.id)));
+        }
+    }
+}
+
+fn user(name: &str) -> UserId {
+    format!("{name}@eu").parse().unwrap()
+}
+
+fn device(name: &str) -> DeviceId {
+    user(name).device("phone").unwrap()
+}
+
+fn chat() -> ChatId {
+    "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap()
+}
+
+fn command(name: &str, n: u64, action: Action) -> Command {
+    let id = |n: u64| MessageId(Uuid::from_u128(u128::from(n) << 32 | name.len() as u128));
+    let previous = (n > 1).then(|| id(n - 1));
+    let stamp = Stamp { chat: chat(), n, oldest: 1, id: id(n), previous };
+    Command { sender: Sender { device: device(name), enrolment: 1 }, stamp, action }
+}
+
+fn create() -> Command {
+    let participants = vec![Member { user: user("bob"), role: Role::Member }];
+    command("alice", 1, Action::Create { kind: ChatKind::Group, title: Title::default(), participants })
+}
+
+fn send(name: &str, n: u64) -> Command {
+    command(name, n, Action::Send { content: Content(format!("{name} {n}").into()), blobs: Vec::new() })
+}
+
+fn sent(outcome: &Outcome) -> Result<u64> {
+    match outcome {
+        Outcome::Sent { seq, .. } => Ok(seq.get()),
+        Outcome::Refused(refusal) => bail!("{refusal:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_stay_however_old_and_over_restarts() -> Result<()> {
+    let mut bench = Bench::new().await?;
+    let mut commands = vec![create()];
+    commands.extend((2..=900).map(|n| send("alice", n)));
+    let first = bench.run(commands.clone()).await?;
+    for (i, outcome) in first.iter().enumerate() {
+        ensure!(sent(outcome)? == i as u64 + 1, "gapless");
+    }
+    for _ in 0..2 {
+        // All of them again, one by one and together: the same outcomes, and nothing new in the log.
+        for n in [1, 2, 255, 256, 257, 511, 700, 899, 900] {
+            ensure!(bench.one(commands[n - 1].clone()).await? == first[n - 1], "number {n}");
+        }
+        ensure!(bench.run(commands.clone()).await? == first, "all again");
+        ensure!(bench.log().await?.len() == 900, "nothing doubled");
+        bench.restart()?;
+    }
+    ensure!(sent(&bench.one(send("alice", 901)).await?)? == 901, "and it goes on");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_void_stays_void_until_the_device_has_heard_of_it() -> Result<()> {
+    let mut bench = Bench::new().await?;
+    bench.one(create()).await?;
+    let big = command("alice", 2, Action::Send { content: Content(vec![0; 70_000].into()), blobs: Vec::new() });
+    let refused = bench.one(big.clone()).await?;
+    ensure!(matches!(&refused, Outcome::Refused(r) if r.code == Code::TooLarge), "{refused:?}");
+    ensure!(sent(&bench.one(send("alice", 3)).await?)? == 2, "voids take no seq");
+    bench.restart()?;
+    ensure!(bench.one(big.clone()).await? == refused, "the same after a restart");
+    // "I wait for nothing below 4": the void is forgotten, and its number is not free again.
+    let mut next = send("alice", 4);
+    next.stamp.oldest = 4;
+    ensure!(sent(&bench.one(next).await?)? == 3, "next");
+    let Outcome::Refused(refusal) = bench.one(big).await? else { bail!("a decided number was taken again") };
+    ensure!(refusal.code == Code::NumberTaken && refusal.next == Some(5), "{refusal:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_waits_for_the_one_before_it() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.one(create()).await?;
+    let Outcome::Refused(refusal) = bench.one(send("alice", 4)).await? else { bail!("out of order") };
+    ensure!(refusal.code == Code::OutOfOrder && refusal.next == Some(2), "{refusal:?}");
+    for n in 2..=4 {
+        ensure!(sent(&bench.one(send("alice", n)).await?)? == n, "in order");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_answers_unavailable_and_a_retry_is_the_same_message() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.one(create()).await?;
+    for n in 2..=10 {
+        bench.disk.fail_sync(true);
+        let refusal = bench.one(send("alice", n)).await.expect_err("told as sent without a sync");
+        ensure!(refusal.code == Code::Unavailable && refusal.retry_after().is_some(), "{refusal:?}");
+        bench.disk.fail_sync(false);
+        ensure!(sent(&bench.eventually(&send("alice", n)).await?)? == n, "once, at its place");
+    }
+    let log = bench.log().await?;
+    ensure!(log.len() == 10 && log.iter().zip(1..).all(|((seq, _), n)| seq.get() == n), "{log:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_and_recovers() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.one(create()).await?;
+    bench.disk.set_full(true);
+    let refusal = bench.one(send("alice", 2)).await.expect_err("told as sent on a full disk");
+    ensure!(refusal.code == Code::Unavailable, "{refusal:?}");
+    bench.disk.set_full(false);
+    ensure!(sent(&bench.eventually(&send("alice", 2)).await?)? == 2, "when space returns");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_reserve_sends_are_refused_and_acknowledging_goes_on() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.one(create()).await?;
+    bench.full.store(true, Ordering::Relaxed);
+    let noticed = async {
+        let mut n = 2;
+        loop {
+            match bench.one(send("alice", n)).await {
+                Ok(_) => n += 1,
+                Err(refusal) => break (n, refusal),
+            }
+        }
+    };
+    let (n, refusal) = tokio::time::timeout(PATIENCE, noticed).await.context("not noticed")?;
+    ensure!(refusal.code == Code::Unavailable && refusal.explanation.contains("disk"), "{refusal:?}");
+    let change = InboxChange::Begin(Seq::FIRST);
+    let write = InboxWrite { device: device("bob"), chat: chat(), change };
+    bench.store().write_inbox(vec![write]).await.context("inbox rows")?;
+    ensure!(bench.store().revoke(device("bob")).await?, "revoking");
+    ensure!(!bench.log().await?.is_empty(), "reading");
+    bench.full.store(false, Ordering::Relaxed);
+    ensure!(sent(&bench.eventually(&send("alice", n)).await?)? == n, "when space returns");
+    Ok(())
+}
+
+/// Power is lost at random, with any of the unsynced sectors kept: whatever was told as sent is there, at its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_told_as_sent_survives_a_crash() -> Result<()> {
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bench = Bench::new().await?;
+    bench.one(create()).await?;
+    let mut told = vec![(Seq::FIRST, create().stamp.id)];
+    let mut n = 2;
+    for round in 0..60 {
+        for _ in 0..random.u64(1..8) {
+            let batch: Vec<Command> = (n..n + random.u64(1..40)).map(|n| send("alice", n)).collect();
+            for (command, outcome) in batch.iter().zip(bench.run(batch.clone()).await?) {
+                let Outcome::Sent { seq, .. } = outcome else { bail!("seed {seed}: {outcome:?}") };
+                told.push((seq, command.stamp.id));
+            }
+            n += batch.len() as u64;
+        }
+        // Something is on its way when the power goes: it may land or not.
+        bench.disk.fail_sync(true);
+        let lost = bench.one(send("alice", n)).await;
+        ensure!(lost.is_err(), "seed {seed}: told without a sync");
+        bench.down()?;
+        bench.disk.crash(|| random.bool());
+        bench.disk.fail_sync(false);
+        bench.up().with_context(|| format!("seed {seed}, round {round}: does not open"))?;
+        let log = bench.log().await?;
+        ensure!(log.len() >= told.len() && log[..told.len()] == told[..], "seed {seed}, round {round}: lost");
+        ensure!(log.len() <= told.len() + 1, "seed {seed}, round {round}: more than was sent");
+        let outcome = bench.eventually(&send("alice", n)).await?;
+        let Outcome::Sent { seq, .. } = outcome else { bail!("seed {seed}: {outcome:?}") };
+        told.push((seq, send("alice", n).stamp.id));
+        ensure!(bench.log().await? == told, "seed {seed}, round {round}: not once, at its place");
+        n += 1;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join(file::NAME);
+    let open = || file::opener(path.clone(), "eu".parse().expect("a region"), 1 << 20)();
+    for (text, what) in [("not a database".repeat(1000), "damaged"), ("short".to_owned(), "damaged")] {
+        std::fs::write(&path, &text)?;
+        let error = open().map(drop).expect_err("opened").to_string();
+        ensure!(error.contains(what), "{error}");
+        ensure!(std::fs::read(&path)? == text.as_bytes(), "it was changed");
+    }
+    std::fs::remove_file(&path)?;
+    let store = open()?;
+    ensure!(matches!(open(), Err(StoreError::InUse(_))), "in use");
+    drop(store);
+    let other = file::opener(path.clone(), "us".parse()?, 1 << 20)();
+    ensure!(matches!(other, Err(StoreError::OtherRegion { .. })), "another region's");
+    let database = redb::Database::create(&path)?;
+    let txn = database.begin_write()?;
+    let meta: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("meta");
+    txn.open_table(meta)?.insert(b"format".as_slice(), b"2".as_slice())?;
+    txn.commit()?;
+    drop(database);
+    ensure!(matches!(open(), Err(StoreError::Newer { .. })), "newer");
+    Ok(())
+}
