@@ -80,21 +80,29 @@ impl Wire {
         Self::hello(dial(address, config).await?).await
     }
 
-    /// Says hello.
+    /// Says hello, and reads events.
     pub async fn hello(connection: Connection) -> Result<Self> {
-        let hello = Request::Hello(Hello { client: "test".into(), options: Options::default() });
-        let welcome = match ask(&connection, &hello).await? {
-            Reply::Welcome(welcome) => welcome,
-            other => bail!("hello was answered with {other:?}"),
-        };
+        let mut session = Self::hello_only(connection).await?;
         let (events, queue) = mpsc::unbounded_channel();
-        let lanes = connection.clone();
+        let lanes = session.connection.clone();
         tokio::spawn(async move {
             while let Ok(lane) = lanes.accept_uni().await {
                 tokio::spawn(read_events(lane, events.clone()));
             }
         });
-        Ok(Self { connection, welcome, events: queue })
+        session.events = queue;
+        Ok(session)
+    }
+
+    /// Says hello, and leaves the event lanes to the caller.
+    pub async fn hello_only(connection: Connection) -> Result<Self> {
+        let hello = Request::Hello(Hello { client: "test".into(), options: Options::default() });
+        let welcome = match ask(&connection, &hello).await? {
+            Reply::Welcome(welcome) => welcome,
+            other => bail!("hello was answered with {other:?}"),
+        };
+        let (_, events) = mpsc::unbounded_channel();
+        Ok(Self { connection, welcome, events })
     }
 
     pub async fn ask(&self, request: &Request) -> Result<Reply> {

@@ -1,0 +1,346 @@
+//! What one relay does: durable messages a second between pairs of users, and how fast a backlog drains. The relay is a
+//! process of its own; the load comes from raw sessions in this one. One JSON line a run.
+//!
+//! ```text
+//! cargo bench --package godwit-tests --bench relay -- chat --window 64
+//! cargo bench --package godwit-tests --bench relay -- drain
+//! ```
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use godwit_certs::DeviceKey;
+use godwit_certs::authority::Credential;
+use godwit_certs::folder::{AuthorityDir, read_certificate};
+use godwit_certs::tls::{self, Crypto};
+use godwit_tests::process::{RelayProcess, commands};
+use godwit_tests::wire::{self, Wire, create_direct, message, stamp};
+use godwit_wire::codec::{self, Decoded, FrameReader};
+use godwit_wire::frame::{Ack, EnrolRequest, Event, Reply, Request};
+use godwit_wire::{ALPN_ENROL, ChatId, Clock, DeviceId, Seq};
+use rustls::pki_types::CertificateDer;
+use serde_json::json;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+#[derive(Parser)]
+struct Args {
+    /// Cargo passes it to every benchmark.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    scenario: Option<Scenario>,
+}
+
+#[derive(Clone, Subcommand)]
+enum Scenario {
+    /// Pairs of online users; each sender keeps a window open. A message is closed when it is sent and received.
+    Chat {
+        #[arg(long, default_value_t = 50)]
+        pairs: usize,
+        #[arg(long, default_value_t = 64)]
+        window: u64,
+        #[arg(long, default_value_t = 200)]
+        body: usize,
+        #[arg(long, default_value_t = 1.5)]
+        warm: f64,
+        #[arg(long, default_value_t = 4.0)]
+        secs: f64,
+    },
+    /// A backlog for a device that is away, then the time until it has all of it.
+    Drain {
+        #[arg(long, default_value_t = 10_000)]
+        count: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let scenario = args.scenario.unwrap_or(Scenario::Drain { count: 10_000 });
+    runtime.block_on(async {
+        let row = match scenario {
+            Scenario::Chat { pairs, window, body, warm, secs } => {
+                let times = (Duration::from_secs_f64(warm), Duration::from_secs_f64(secs));
+                chat(pairs, window, body, times).await?
+            }
+            Scenario::Drain { count } => drain(count).await?,
+        };
+        println!("{row}");
+        Ok(())
+    })
+}
+
+struct Place {
+    _folder: tempfile::TempDir,
+    relay: RelayProcess,
+    authority: AuthorityDir,
+    root: CertificateDer<'static>,
+    address: SocketAddr,
+}
+
+impl Place {
+    /// A relay whose limits are out of the way.
+    async fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = AuthorityDir::new(folder.path().join("certs"));
+        let now = Clock::system().now();
+        authority.init(&"eu".parse()?, now)?;
+        let certs = authority.relay(&"eu/eu-1".parse()?, now)?;
+        let config = folder.path().join("relay.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = {:?}\ndata = {:?}\n[limits]\n\
+             sends_per_second = 1000000\nsends_burst = 1000000\nbytes_per_second = \"1 GiB\"\nbytes_burst = \"1 GiB\"\n\
+             requests_per_second = 1000000\nrequests_burst = 1000000\n",
+            certs.path(),
+            folder.path().join("data"),
+        );
+        std::fs::write(&config, text)?;
+        let mut command = tokio::process::Command::new(commands().join("godwit"));
+        command.arg("relay").arg("--config").arg(&config);
+        let relay = RelayProcess::spawn(command).await?;
+        let root = read_certificate(&authority.root_certificate_path())?;
+        let address = relay.quic.parse()?;
+        Ok(Self { _folder: folder, relay, authority, root, address })
+    }
+
+    async fn enrol(&self, device: &DeviceId) -> Result<Credential> {
+        let token = self.authority.token(device, Duration::from_mins(10), Clock::system().now())?;
+        let key = DeviceKey::generate()?;
+        let config = tls::device(&Crypto::system(), &self.root, None, ALPN_ENROL)?;
+        let connection = wire::dial(self.address, config).await?;
+        let request = EnrolRequest::Enrol { token, csr: key.request(device)?.into() };
+        match wire::ask(&connection, &request).await? {
+            Reply::Certificate(chain) => {
+                Ok(key.credential(chain.into_iter().map(|one| one.0.to_vec().into()).collect()))
+            }
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    async fn connect(&self, credential: Credential) -> Result<Wire> {
+        Wire::connect(self.address, &self.root, credential).await
+    }
+
+    async fn session(&self, device: &str) -> Result<Wire> {
+        self.connect(self.enrol(&device.parse()?).await?).await
+    }
+
+    fn server_cpu(&self) -> f64 {
+        self.relay.id().map_or(0.0, |id| cpu_seconds(&format!("/proc/{id}/stat")))
+    }
+
+    fn server_memory_mib(&self) -> f64 {
+        let status = self.relay.id().and_then(|id| std::fs::read_to_string(format!("/proc/{id}/status")).ok());
+        let line = status.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("VmRSS:")));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        kib.unwrap_or(0.0) / 1024.0
+    }
+
+    /// A metric of the relay.
+    async fn metric(&self, name: &str) -> Result<f64> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&self.relay.admin).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no metric {name}"))
+    }
+}
+
+/// User and system time from a `stat` file of `/proc`, in seconds (100 ticks each, as Linux has it everywhere).
+fn cpu_seconds(path: &str) -> f64 {
+    let stat = std::fs::read_to_string(path).unwrap_or_default();
+    let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    after.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+#[derive(Default)]
+struct Run {
+    measuring: AtomicBool,
+    stop: AtomicBool,
+    delivered: AtomicU64,
+}
+
+struct Flow {
+    sender: Wire,
+    receiver: Wire,
+    chat: ChatId,
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Keeps `window` messages open. Gives what each took from sending to receipt, in microseconds.
+async fn drive(flow: Flow, window: u64, body: usize, run: Arc<Run>) -> Result<Vec<u32>> {
+    let Flow { sender, receiver, chat } = flow;
+    let body = vec![b'x'; body];
+    let (mut send, mut replies) = sender.connection.open_bi().await?;
+    let (mut acks, mut ack_replies) = receiver.connection.open_bi().await?;
+    // The entry that creates the chat opens the lane of its events.
+    let mut lane = receiver.connection.accept_uni().await?;
+    let (mut reply_frames, mut event_frames) = (FrameReader::default(), FrameReader::default());
+    // The first entry creates the chat; it is received like any other.
+    let (mut sent, mut taken, mut received) = (1u64, 1u64, 0u64);
+    let mut open = VecDeque::from([Instant::now()]);
+    let mut latencies = Vec::new();
+    let mut frames = Vec::new();
+    loop {
+        let stopping = run.stop.load(Ordering::Relaxed);
+        let closed = taken.min(received);
+        if stopping && closed == sent {
+            return Ok(latencies);
+        }
+        frames.clear();
+        while !stopping && sent - closed < window.max(1) {
+            sent += 1;
+            let mut stamp = stamp(&chat, sent);
+            stamp.oldest = taken + 1;
+            codec::encode_numbered(0, &message(stamp, body.clone()), &mut frames)?;
+            open.push_back(Instant::now());
+            if frames.len() > 60_000 {
+                break;
+            }
+        }
+        if !frames.is_empty() {
+            send.write_all(&frames).await?;
+        }
+        tokio::select! {
+            chunk = replies.read_chunk(64 << 10, true) => {
+                reply_frames.push(&chunk?.context("the lane ended")?.bytes);
+                while let Some(frame) = reply_frames.next_frame()? {
+                    match codec::decode_numbered::<Reply>(&frame)? {
+                        (_, Decoded::Frame(Reply::Sent { .. })) => taken += 1,
+                        other => anyhow::bail!("{other:?}"),
+                    }
+                }
+            }
+            chunk = lane.read_chunk(64 << 10, true) => {
+                event_frames.push(&chunk?.context("the events ended")?.bytes);
+                let before = received;
+                while let Some(frame) = event_frames.next_frame()? {
+                    if let Decoded::Frame(Event::Entry { entry, .. }) = codec::decode_event(&frame)? {
+                        ensure!(entry.seq.get() == received + 1, "{} after {received}", entry.seq);
+                        received += 1;
+                        let begun = open.pop_front().context("received before it was sent")?;
+                        if run.measuring.load(Ordering::Relaxed) {
+                            latencies.push(micros(begun.elapsed()));
+                        }
+                    }
+                }
+                if run.measuring.load(Ordering::Relaxed) {
+                    run.delivered.fetch_add(received - before, Ordering::Relaxed);
+                }
+                if received > before {
+                    frames.clear();
+                    let ack = Ack { chat: chat.clone(), up_to: Seq::new(received)? };
+                    codec::encode_numbered(0, &Request::Ack(vec![ack]), &mut frames)?;
+                    acks.write_all(&frames).await?;
+                }
+            }
+            // Read, so that flow control goes on.
+            chunk = ack_replies.read_chunk(64 << 10, true) => drop(chunk?),
+        }
+    }
+}
+
+async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, Duration)) -> Result<serde_json::Value> {
+    let place = Place::new().await?;
+    let run = Arc::new(Run::default());
+    let mut flows = JoinSet::new();
+    for i in 0..pairs {
+        let sender = place.session(&format!("s{i}@eu/d")).await?;
+        let credential = place.enrol(&format!("r{i}@eu/d").parse()?).await?;
+        let config = tls::device(&Crypto::system(), &place.root, Some(credential), godwit_wire::ALPN_DEVICE)?;
+        let connection = wire::dial(place.address, config).await?;
+        // Its events are read by the flow itself.
+        let receiver = Wire::hello_only(connection).await?;
+        let chat = ChatId::direct(&format!("s{i}@eu").parse()?, &format!("r{i}@eu").parse()?);
+        let reply = sender.ask(&create_direct(stamp(&chat, 1), &format!("r{i}@eu"))).await?;
+        ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+        let flow = Flow { sender, receiver, chat };
+        flows.spawn(drive(flow, window, body, run.clone()));
+    }
+    tokio::time::sleep(warm).await;
+    let (begun, cpu, own) = (Instant::now(), place.server_cpu(), cpu_seconds("/proc/self/stat"));
+    let counts = async |name| place.metric(name).await;
+    let (commits, sends) = (counts("godwit_commits_total").await?, counts("godwit_sends_total").await?);
+    run.measuring.store(true, Ordering::Relaxed);
+    tokio::time::sleep(time).await;
+    run.measuring.store(false, Ordering::Relaxed);
+    let elapsed = begun.elapsed().as_secs_f64();
+    let (cpu, own) = (place.server_cpu() - cpu, cpu_seconds("/proc/self/stat") - own);
+    let (commits, sends) =
+        (counts("godwit_commits_total").await? - commits, counts("godwit_sends_total").await? - sends);
+    let memory = place.server_memory_mib();
+    let inbox_rows = counts("godwit_inbox_rows_written_total").await?;
+    run.stop.store(true, Ordering::Relaxed);
+    let mut latencies = Vec::new();
+    while let Some(flow) = flows.join_next().await {
+        latencies.extend(flow??);
+    }
+    latencies.sort_unstable();
+    let quantile = |q: usize| latencies.get(latencies.len() * q / 100).copied();
+    #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
+    let delivered = run.delivered.load(Ordering::Relaxed) as f64;
+    let round = |x: f64| (x * 1e4).round() / 1e4;
+    Ok(json!({
+        "scenario": "chat", "pairs": pairs, "window": window, "body": body, "secs": round(elapsed),
+        "delivered_per_s": (delivered / elapsed).round(),
+        "delivery_p50_us": quantile(50), "delivery_p99_us": quantile(99),
+        "batch": round(sends / commits), "commits_per_s": (commits / elapsed).round(),
+        "server_cpu_s_per_1k": round(cpu / delivered * 1000.0),
+        "server_cores": round(cpu / elapsed), "client_cores": round(own / elapsed),
+        "server_rss_mib": round(memory),
+        "inbox_rows": inbox_rows,
+    }))
+}
+
+async fn drain(count: u64) -> Result<serde_json::Value> {
+    let place = Place::new().await?;
+    let away = place.enrol(&"bob@eu/d".parse()?).await?;
+    let sender = place.session("alice@eu/d").await?;
+    let chat = ChatId::direct(&"alice@eu".parse()?, &"bob@eu".parse()?);
+    let begun = Instant::now();
+    let mut lane = sender.lane().await?;
+    lane.write(&[create_direct(stamp(&chat, 1), "bob@eu")]).await?;
+    lane.reply().await?;
+    let mut n = 1;
+    while n < count {
+        let last = (n + 256).min(count);
+        let requests: Vec<Request> = (n + 1..=last).map(|n| message(stamp(&chat, n), vec![b'x'; 200])).collect();
+        lane.write(&requests).await?;
+        for _ in &requests {
+            let (_, reply) = lane.reply().await?;
+            ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+        }
+        n = last;
+    }
+    let stored = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    let mut bob = place.connect(away).await?;
+    let mut events = Vec::new();
+    let mut received = 0;
+    while received < count {
+        bob.events(&mut events).await;
+        for event in events.drain(..) {
+            if let Event::Entry { entry, .. } = event {
+                ensure!(entry.seq.get() == received + 1, "{} after {received}", entry.seq);
+                received += 1;
+            }
+        }
+        bob.ask(&Request::Ack(vec![Ack { chat: chat.clone(), up_to: Seq::new(received)? }])).await?;
+    }
+    let drained = begun.elapsed().as_secs_f64();
+    let round = |x: f64| (x * 1e4).round() / 1e4;
+    Ok(json!({
+        "scenario": "drain", "count": count, "store_s": round(stored), "drain_s": round(drained),
+        "server_rss_mib": round(place.server_memory_mib()),
+        "inbox_rows": place.metric("godwit_inbox_rows_written_total").await?,
+    }))
+}
