@@ -92,11 +92,11 @@ impl Place {
         let certs = authority.relay(&"eu/eu-1".parse()?, now)?;
         let config = folder.path().join("relay.toml");
         let text = format!(
-            "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = {:?}\ndata = {:?}\n[limits]\n\
+            "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = \"{}\"\ndata = \"{}\"\n[limits]\n\
              sends_per_second = 1000000\nsends_burst = 1000000\nbytes_per_second = \"1 GiB\"\nbytes_burst = \"1 GiB\"\n\
              requests_per_second = 1000000\nrequests_burst = 1000000\n",
-            certs.path(),
-            folder.path().join("data"),
+            certs.path().display(),
+            folder.path().join("data").display(),
         );
         std::fs::write(&config, text)?;
         let mut command = tokio::process::Command::new(commands().join("godwit"));

@@ -1,5 +1,6 @@
 //! Relays and clients over real sockets: one module a behaviour.
 
+mod clients;
 mod commands;
 mod crash;
 mod door;
