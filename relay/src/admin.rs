@@ -25,12 +25,18 @@ pub(crate) struct Admin {
     edge: Arc<Edge>,
     served: Arc<ServedCertificate>,
     stop: CancellationToken,
+    store_path: PathBuf,
     totals_at: Mutex<Option<Instant>>,
 }
 
 impl Admin {
-    pub(crate) fn new(edge: Arc<Edge>, served: Arc<ServedCertificate>, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { edge, served, stop, totals_at: Mutex::new(None) })
+    pub(crate) fn new(
+        edge: Arc<Edge>,
+        served: Arc<ServedCertificate>,
+        stop: CancellationToken,
+        store_path: PathBuf,
+    ) -> Arc<Self> {
+        Arc::new(Self { edge, served, stop, store_path, totals_at: Mutex::new(None) })
     }
 }
 
@@ -77,6 +83,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
         }
     }
     drop(totals_at);
+    metrics.store_size.set(std::fs::metadata(&admin.store_path).map_or(0, |meta| gauge(meta.len())));
     let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
     metrics.certificate_expiry.set(gauge(expiry));
     (StatusCode::OK, metrics.render())

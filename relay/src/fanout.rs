@@ -47,6 +47,8 @@ const TAKE: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// Devices that are behind are looked at again after so many ticks: delivery must not rest on a wake-up alone.
 const RESCAN_TICKS: u64 = 10;
+/// And who is connected is compared with the registry.
+const RECONCILE_TICKS: u64 = 300;
 /// A chat of which nothing is open leaves memory after this.
 const IDLE_MILLIS: u64 = 1_000;
 /// Progress of a busy chat is saved when it is this many entries behind.
@@ -239,7 +241,7 @@ impl Worker {
         loop {
             tokio::select! {
                 biased;
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => self.tick().await,
                 Some(result) = self.results.recv() => self.result(result),
                 count = self.inputs.recv_many(&mut inputs, TAKE) => {
                     if count == 0 {
@@ -323,7 +325,11 @@ impl Worker {
             }
             self.users.insert(user, devices);
             for (device, chat, row) in rows {
-                if let Some(fan) = self.devices.get_mut(&device) {
+                // What is known already is newer than the store.
+                if let Some(fan) = self.devices.get_mut(&device)
+                    && fan.track(&chat).is_none()
+                    && fan.link.is_none()
+                {
                     fan.set(&chat, Some(Track::behind(row.from)));
                 }
             }
@@ -543,21 +549,13 @@ impl Worker {
     async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
         self.metrics.enrolments.inc();
         self.registry.shut_out(&device, enrolment - 1, &Code::Superseded.into());
-        if self.users.contains_key(&device.user()) {
-            self.forget(&device);
-            let user = device.user();
-            let id = user.clone();
-            if let Ok(rows) = self.store.read(move |store| store.inbox_of_user(&id)).await {
-                let state = self.devices.entry(device.clone()).or_default();
-                for (owner, chat, row) in rows {
-                    if owner == device {
-                        state.set(&chat, Some(Track::behind(row.from)));
-                    }
-                }
-                self.users.entry(user).or_default().push(device);
-            } else {
-                self.users.remove(&user);
-            }
+        // The device may have connected before this news of it was taken up.
+        let link = self.devices.get(&device).and_then(|state| state.link.clone());
+        self.forget(&device);
+        // Read anew: its inbox rows begin with the enrolment.
+        self.users.remove(&device.user());
+        if let Some(link) = link.filter(|link| link.enrolment >= enrolment) {
+            self.attach(link).await;
         }
     }
 
@@ -598,7 +596,7 @@ impl Worker {
         }
     }
 
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
         let now = self.now();
         self.time_out(now);
         let mut receipts = Vec::new();
@@ -615,6 +613,14 @@ impl Worker {
             }
         }
         self.ticks += 1;
+        if self.ticks.is_multiple_of(RECONCILE_TICKS) {
+            for link in self.registry.links_now() {
+                let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
+                if known.is_none_or(|known| known.epoch < link.epoch) {
+                    self.attach(link).await;
+                }
+            }
+        }
         if self.ticks.is_multiple_of(RESCAN_TICKS) {
             let waiting = self.devices.iter().filter(|(_, state)| state.wants_drain());
             for device in waiting.map(|(device, _)| device.clone()).collect::<Vec<_>>() {

@@ -166,7 +166,8 @@ impl Relay {
         let stop = CancellationToken::new();
         let fanning = tokio::spawn(worker.run(committed));
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
-        let router = admin::router(admin::Admin::new(edge.clone(), served.clone(), stop.clone()));
+        let router =
+            admin::router(admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config.data.join(file::NAME)));
         let administering = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the admin port ended");

@@ -297,6 +297,30 @@ async fn a_user_over_their_rate_is_told_when_to_come_back() -> Result<()> {
     Ok(())
 }
 
+/// The news of an enrolment may reach fan-out after the device has connected.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_connect_right_after_enrolling_are_served() -> Result<()> {
+    let lab = std::sync::Arc::new(Lab::start().await?);
+    let mut pairs = tokio::task::JoinSet::new();
+    for i in 0..60 {
+        let lab = lab.clone();
+        pairs.spawn(async move {
+            let alice = lab.session(&format!("a{i}@eu/d")).await?;
+            let mut bob = lab.session(&format!("b{i}@eu/d")).await?;
+            let other = format!("b{i}@eu");
+            let chat = ChatId::direct(&format!("a{i}@eu").parse()?, &other.parse()?);
+            alice.ask(&create_direct(stamp(&chat, 1), &other)).await?;
+            ensure!(entry_seq(&bob.event().await?) == Some(Seq::FIRST), "pair {i}");
+            ack(&bob, &chat, 1).await
+        });
+    }
+    while let Some(pair) = pairs.join_next().await {
+        pair??;
+    }
+    ensure!(lab.metric("godwit_inbox_rows_written_total") == 0.0, "everybody was live");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_connection_replaces_the_older() -> Result<()> {
     let lab = Lab::start().await?;

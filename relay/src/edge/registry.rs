@@ -82,6 +82,11 @@ impl Registry {
         }
     }
 
+    /// All connections.
+    pub(crate) fn links_now(&self) -> Vec<Arc<Link>> {
+        self.links().values().cloned().collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.links().len()
     }

@@ -218,6 +218,10 @@ pub(super) struct Commands {
 impl Write for Commands {
     type Output = Vec<Outcome>;
 
+    fn commands(&self) -> usize {
+        self.commands.len()
+    }
+
     fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
         self.commands.iter().map(|command| run(command, batch, &self.in_flight)).collect()
     }
