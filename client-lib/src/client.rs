@@ -2,20 +2,17 @@
 
 use crate::content::Content;
 use crate::error::Error;
-use crate::event::{ConnectionState, Event, MessageState, Next};
+use crate::event::{ConnectionState, MessageState, Next};
 use crate::store::{ChatRow, Lock, Outgoing, Store, Stored, lock};
+use crate::stream::EventStream;
 use crate::worker::{Job, Worker};
-use futures_core::Stream;
 use godwit_certs::tls::Crypto;
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
 use godwit_wire::frame::Receipt;
 use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
-use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -123,8 +120,8 @@ pub(crate) struct Inner {
     /// Something was put into the outbox.
     pub(crate) wake: Notify,
     /// Counts changes of the store.
-    changes: watch::Sender<u64>,
-    state: watch::Sender<ConnectionState>,
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) state: watch::Sender<ConnectionState>,
     /// The chats were compared with the relay's since the start.
     synced: watch::Sender<bool>,
 }
@@ -217,18 +214,7 @@ impl Client {
         if !self.owns_connection() {
             return Err(Error::InUse(self.inner.home.clone()));
         }
-        Ok(EventStream {
-            cursor: Some(Cursor {
-                inner: self.inner.clone(),
-                after: 0,
-                buffer: VecDeque::new(),
-                changes: self.inner.changes.subscribe(),
-                state: self.inner.state.subscribe(),
-                stop: self.stop.clone(),
-                first: true,
-            }),
-            pending: None,
-        })
+        Ok(EventStream::new(self.inner.clone(), self.stop.clone()))
     }
 
     /// The app has this event and all before it: they are not told again.
@@ -330,7 +316,9 @@ impl Client {
 
     /// The user has read everything up to `up_to`; told to the relay when there is a connection.
     pub fn mark_read(&self, chat: &ChatId, up_to: Seq) -> Result<(), Error> {
-        self.inner.store().set_read(chat, up_to)
+        self.inner.store().set_read(chat, up_to)?;
+        self.inner.wake.notify_one();
+        Ok(())
     }
 
     /// How far a message got; none if it is not known here any more.
@@ -550,93 +538,4 @@ async fn work(
     };
     owning.send_replace(true);
     Worker::new(inner, jobs, stop, Crypto::system(), lock_held).run().await;
-}
-
-/// What happens. A [`Stream`]; each item is acknowledged with [`Client::acknowledge`].
-pub struct EventStream {
-    cursor: Option<Cursor>,
-    pending: Option<Pending>,
-}
-
-type Item = Option<Result<Next, Error>>;
-type Pending = Pin<Box<dyn Future<Output = (Cursor, Item)> + Send>>;
-
-impl fmt::Debug for EventStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("EventStream")
-    }
-}
-
-struct Cursor {
-    inner: Arc<Inner>,
-    after: i64,
-    buffer: VecDeque<Next>,
-    changes: watch::Receiver<u64>,
-    state: watch::Receiver<ConnectionState>,
-    stop: CancellationToken,
-    /// The state at the beginning is told too.
-    first: bool,
-}
-
-impl Cursor {
-    async fn next(&mut self) -> Item {
-        loop {
-            if let Some(next) = self.buffer.pop_front() {
-                return Some(Ok(next));
-            }
-            if std::mem::take(&mut self.first) {
-                return Some(Ok(self.connection()));
-            }
-            self.changes.mark_unchanged();
-            let events = self.inner.store().events(self.after);
-            match events {
-                Ok(events) => self.buffer = events.into(),
-                Err(error) => return Some(Err(error)),
-            }
-            if let Some(last) = self.buffer.back().and_then(|next| next.id) {
-                self.after = last;
-                continue;
-            }
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                changed = self.changes.changed() => if changed.is_err() { return None },
-                changed = self.state.changed() => match changed {
-                    Ok(()) => return Some(Ok(self.connection())),
-                    Err(_) => return None,
-                },
-            }
-        }
-    }
-
-    fn connection(&mut self) -> Next {
-        let state = self.state.borrow_and_update().clone();
-        Next { id: None, event: Event::ConnectionChanged(state) }
-    }
-}
-
-impl EventStream {
-    /// The next event; none once the client is closed. Cancel safe.
-    pub async fn next(&mut self) -> Option<Result<Next, Error>> {
-        std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
-    }
-}
-
-impl Stream for EventStream {
-    type Item = Result<Next, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Item> {
-        if self.pending.is_none() {
-            let Some(mut cursor) = self.cursor.take() else { return Poll::Ready(None) };
-            self.pending = Some(Box::pin(async move {
-                let item = cursor.next().await;
-                (cursor, item)
-            }));
-        }
-        let pending = self.pending.as_mut().expect("it was made above");
-        let (cursor, item) = std::task::ready!(pending.as_mut().poll(context));
-        self.cursor = Some(cursor);
-        self.pending = None;
-        Poll::Ready(item)
-    }
 }

@@ -53,9 +53,10 @@ pub mod event;
 pub mod order;
 mod session;
 mod store;
+mod stream;
 mod worker;
 
-pub use client::{Chat, Client, ClientOptions, EventStream, HistoryEntry, SentMessage};
+pub use client::{Chat, Client, ClientOptions, HistoryEntry, SentMessage};
 pub use content::Content;
 pub use enrol::{EnrolOptions, enrol};
 pub use error::Error;
@@ -63,3 +64,4 @@ pub use event::{ConnectionState, Event, MessageState, Next};
 pub use godwit_wire::entry::{Change, ChatKind, Member, Role, Title};
 pub use godwit_wire::frame::Receipt;
 pub use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
+pub use stream::EventStream;

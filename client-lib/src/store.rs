@@ -4,13 +4,16 @@
 //! with its number. Several processes may open it; one of them holds the home's lock and keeps the connection.
 //!
 //! - [`outbox`]: what is unsent
-//! - [`entries`]: chats, their logs, and what becomes an event
+//! - [`entries`]: chats and their logs
+//! - [`take`]: what the relay sent, and what becomes an event
 
 mod entries;
 mod outbox;
+mod take;
 
-pub(crate) use entries::{ChatRow, Fetch, Incoming, Orders, Taken};
+pub(crate) use entries::{ChatRow, Fetch, Orders};
 pub(crate) use outbox::{Outgoing, Stored};
+pub(crate) use take::{Incoming, Taken};
 
 use crate::error::Error;
 use crate::event::{Event, Next};

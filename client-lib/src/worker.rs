@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 /// Waits between attempts: doubled each time, between nothing and the whole of it at random.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
-/// After another connection of the same device took over.
+/// After another connection of the same device took over, and when nobody trustworthy answers.
 const REPLACED_WAIT: Duration = Duration::from_secs(30);
 
 /// What the app asks of the connection.
@@ -115,7 +115,9 @@ impl Worker {
         let back_off = || jitter(LONGEST_WAIT.min(FIRST_WAIT * 2u32.saturating_pow(failures.min(10))));
         let Error::Refused(refusal) = error else {
             return match error {
-                Error::Certificates(_) | Error::Corrupt { .. } => None,
+                Error::Corrupt { .. } => None,
+                // Clocks are set right and certificates renewed, but not in a moment.
+                Error::Certificates(_) => Some(REPLACED_WAIT + jitter(REPLACED_WAIT)),
                 _ => Some(back_off()),
             };
         };

@@ -9,25 +9,29 @@
 //! Capacity: entries between commit and here are bounded by the store's memory in flight; a device has at most
 //! [`FanoutConfig::window`] entries on its way, and what comes then waits in the log.
 //!
+//! - [`acks`]: what devices have taken
 //! - [`chat`]: how far one chat got
 //! - [`device`]: what one device has to take
 //! - [`drain`]: reading the log for devices that are behind
+//! - [`recover`]: going on after a crash
 //! - [`save`]: writing inbox rows and progress, in order
 
+mod acks;
 mod chat;
 mod device;
 mod drain;
+mod recover;
 mod save;
 
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
-use crate::store::{Committed, InboxChange, InboxWrite, PageLimit, Store, StoreError, Watermark};
+use crate::store::{Committed, InboxChange, InboxWrite, Store, StoreError, Watermark};
 use bytes::Bytes;
 use chat::{ChatFan, Loaded};
 use device::{DeviceFan, Offer};
 use drain::PageRead;
 use godwit_core::Entry;
-use godwit_core::inbox::{Progress, Row, Track};
+use godwit_core::inbox::Track;
 use godwit_wire::entry::EntryBody;
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Seq, UserId, codec};
@@ -53,8 +57,6 @@ const RECONCILE_TICKS: u64 = 300;
 const IDLE_MILLIS: u64 = 1_000;
 /// Progress of a busy chat is saved when it is this many entries behind.
 const SAVE_LAG: u64 = 256;
-/// Chats and entries taken up at a time after a crash.
-const RECOVER: PageLimit = PageLimit { entries: 1024, bytes: 4 << 20 };
 /// Users kept in memory who have no device connected.
 const IDLE_USERS: usize = 100_000;
 
@@ -194,44 +196,6 @@ impl Worker {
 
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Takes up what an earlier run left unsettled.
-    ///
-    /// # Errors
-    /// A fault of the store.
-    pub(crate) async fn recover(&mut self) -> Result<(), StoreError> {
-        let mut after = None;
-        loop {
-            let from = after.clone();
-            let chats = self.store.read(move |store| store.dirty(from.as_ref(), RECOVER.entries)).await?;
-            let Some(last) = chats.last().cloned() else { return Ok(()) };
-            for chat in chats {
-                self.recover_chat(chat).await?;
-            }
-            after = Some(last);
-        }
-    }
-
-    async fn recover_chat(&mut self, chat: ChatId) -> Result<(), StoreError> {
-        let mut from = None;
-        loop {
-            let (id, start) = (chat.clone(), from);
-            let unsettled = self.store.read(move |store| store.unsettled(&id, start, RECOVER)).await?;
-            let Some((last, _)) = unsettled.entries.last() else {
-                // Settled, but still on the list: saving takes it off.
-                self.chats.entry(chat).or_default().fanned = from.and_then(Seq::prev);
-                return Ok(());
-            };
-            from = Some(last.seq.next());
-            let users: HashSet<UserId> =
-                unsettled.entries.iter().flat_map(|(_, users)| users.iter().cloned()).collect();
-            self.load_users(users.into_iter()).await?;
-            for (entry, recipients) in unsettled.entries {
-                self.entry(&unsettled.chat, &entry, &recipients);
-            }
-            self.flush_rows();
-        }
     }
 
     pub(crate) async fn run(mut self, mut committed: mpsc::UnboundedReceiver<Committed>) {
@@ -442,80 +406,6 @@ impl Worker {
         self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change: InboxChange::Begin(from) });
     }
 
-    /// A user took or read a chat up to `up_to`; with `link`, on this connection.
-    fn reached(&mut self, user: &UserId, link: Option<&Arc<Link>>, chat: ChatId, up_to: Seq, read: bool) {
-        let now = self.now();
-        let fan = self.chats.entry(chat.clone()).or_default();
-        fan.active_millis = now;
-        let Some(head) = fan.known_head() else {
-            self.deferred.entry(chat.clone()).or_default().push(Deferred {
-                user: user.clone(),
-                link: link.cloned(),
-                up_to,
-                read,
-            });
-            self.load_chat(&chat);
-            return;
-        };
-        // Nobody has taken what does not exist.
-        let up_to = up_to.min(head);
-        fan.reached(user, up_to, read);
-        let loaded = fan.loaded;
-        if let Some(link) = link {
-            self.taken(link, &chat, up_to, now);
-        }
-        if loaded == Loaded::No {
-            self.load_chat(&chat);
-        }
-    }
-
-    fn taken(&mut self, link: &Arc<Link>, chat: &ChatId, up_to: Seq, now: u64) {
-        let Some(state) = self.devices.get_mut(&link.device) else { return };
-        if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
-            return;
-        }
-        let Some(mut track) = state.track(chat).copied() else { return };
-        if let Track::Live { open, .. } = &track {
-            let waited = Duration::from_millis(now.saturating_sub(open.since_millis));
-            self.metrics.delivery_latency.observe(waited.as_secs_f64());
-        }
-        let progress = track.acknowledge(up_to, now);
-        state.set(chat, if matches!(progress, Progress::Done(_)) { None } else { Some(track) });
-        let key = || (link.device.clone(), chat.clone());
-        match progress {
-            Progress::Done(row) => {
-                if let Some(fan) = self.chats.get_mut(chat) {
-                    fan.waiting.remove(&link.device);
-                }
-                if row == Row::Written {
-                    self.moves.insert(key(), InboxChange::Remove);
-                }
-            }
-            Progress::Moved(from) if !matches!(track, Track::Live { row: Row::None, .. }) => {
-                self.moves.insert(key(), InboxChange::MoveTo(from));
-            }
-            Progress::Moved(_) | Progress::Same => {}
-        }
-    }
-
-    fn load_chat(&mut self, chat: &ChatId) {
-        let Some(fan) = self.chats.get_mut(chat) else { return };
-        if fan.loaded == Loaded::Asked {
-            return;
-        }
-        fan.loaded = Loaded::Asked;
-        let (store, report, chat) = (self.store.clone(), self.report.clone(), chat.clone());
-        tokio::spawn(async move {
-            let id = chat.clone();
-            let result = match store.read(move |store| Ok((store.head(&id)?, store.watermarks(&id)?))).await {
-                Ok((head, watermarks)) => Report::Loaded { chat, head, watermarks },
-                Err(_) => Report::LoadFailed { chat },
-            };
-            // Nobody hears it if the relay is stopping.
-            let _ = report.send(result);
-        });
-    }
-
     fn result(&mut self, result: Report) {
         match result {
             Report::Page(page) => self.page(page),
@@ -578,24 +468,6 @@ impl Worker {
         }
     }
 
-    /// After a fault of the store: forget, and go on as after a crash. Connected devices stay.
-    async fn reopened(&mut self) {
-        let links: Vec<Arc<Link>> = self.devices.values().filter_map(|device| device.link.clone()).collect();
-        self.users.clear();
-        self.devices.clear();
-        self.chats.clear();
-        self.deferred.clear();
-        self.rows.clear();
-        self.moves.clear();
-        for link in links {
-            self.attach(link).await;
-        }
-        if let Err(error) = self.recover().await {
-            // The store says again that it was opened anew once it was.
-            tracing::warn!(%error, "fan-out cannot take up what was left");
-        }
-    }
-
     async fn tick(&mut self) {
         let now = self.now();
         self.time_out(now);
@@ -638,27 +510,6 @@ impl Worker {
                 || fan.lag() > 0
         });
         self.forget_idle_users();
-    }
-
-    /// Whoever did not acknowledge in time gets a row, and nobody waits for it any more.
-    fn time_out(&mut self, now: u64) {
-        let limit = u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX);
-        let mut late = Vec::new();
-        for (chat, fan) in &self.chats {
-            for device in &fan.waiting {
-                if let Some(Track::Live { open, .. }) = self.devices.get(device).and_then(|d| d.track(chat))
-                    && now.saturating_sub(open.since_millis) >= limit
-                {
-                    late.push((device.clone(), chat.clone(), *open));
-                }
-            }
-        }
-        for (device, chat, open) in late {
-            if let Some(state) = self.devices.get_mut(&device) {
-                state.set(&chat, Some(Track::Live { open, row: Row::Written }));
-            }
-            self.begin_row(&device, &chat, open.first);
-        }
     }
 
     fn save_progress(&mut self, due: impl Fn(&ChatFan) -> bool) {

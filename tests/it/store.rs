@@ -246,6 +246,28 @@ async fn below_the_reserve_sends_are_refused_and_acknowledging_goes_on() -> Resu
     Ok(())
 }
 
+/// A write that panics harms nobody but itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_panics_is_answered_internal_and_the_others_run() -> Result<()> {
+    let bench = Bench::new().await?;
+    bench.one(create()).await?;
+    for n in 2..=20 {
+        let store = bench.store();
+        let culprit = tokio::spawn(async move {
+            let id = "carol@eu/phone".parse().expect("a device id");
+            store.enrol(id, format!("t{n}"), UnixMillis(u64::MAX), |_| panic!("on purpose")).await
+        });
+        let sending = [send("alice", n)].map(|command| bench.one(command));
+        for outcome in sending {
+            ensure!(sent(&outcome.await?)? == n, "sent all the same");
+        }
+        let refusal = culprit.await?.expect_err("enrolled by a panic");
+        ensure!(refusal.code == Code::Internal, "{refusal:?}");
+    }
+    ensure!(bench.log().await?.len() == 20, "each once");
+    Ok(())
+}
+
 /// Power is lost at random, with any of the unsynced sectors kept: whatever was told as sent is there, at its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_told_as_sent_survives_a_crash() -> Result<()> {

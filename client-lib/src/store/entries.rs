@@ -1,19 +1,13 @@
-//! Chats and their logs, as far as this device has them, and what becomes an event.
+//! Chats and their logs, as far as this device has them.
 
-use super::outbox::{Outgoing, forget_sent, set_sent};
-use super::{Store, int, put_event, uint};
-use crate::content::Content;
+use super::{Store, int, uint};
 use crate::error::Error;
-use crate::event::{Event, Message, Origin};
 use crate::order::Order;
-use godwit_wire::entry::{Change, ChatKind, EntryBody, Known, LogEntry, Member, Role, Title};
-use godwit_wire::frame::{ChatInfo, ChatSummary, HistoryPage, Receipt, SeqRange};
-use godwit_wire::{ChatId, DeviceId, MessageId, Seq, UnixMillis, UserId};
+use godwit_wire::entry::{ChatKind, EntryBody, Known, LogEntry, Member, Role, Title};
+use godwit_wire::frame::{HistoryPage, Receipt, SeqRange};
+use godwit_wire::{ChatId, MessageId, Seq, UnixMillis};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use std::collections::{HashMap, HashSet};
-
-/// Sent requests that are kept so that whoever waits for them hears of it.
-const KEEP_SENT: i64 = 10_000;
+use std::collections::HashMap;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChatRow {
@@ -23,52 +17,6 @@ pub(crate) struct ChatRow {
     pub(crate) role: Option<Role>,
     pub(crate) position: Option<Seq>,
     pub(crate) receipt: Receipt,
-}
-
-/// Something from the relay, to be taken in one transaction with what came with it.
-#[derive(Clone, Debug)]
-pub(crate) enum Incoming {
-    Entry {
-        chat: ChatId,
-        entry: LogEntry,
-    },
-    Hidden {
-        chat: ChatId,
-        range: SeqRange,
-    },
-    Gap {
-        chat: ChatId,
-        range: SeqRange,
-    },
-    Receipt {
-        chat: ChatId,
-        receipt: Receipt,
-    },
-    /// A request of this device was sent.
-    Sent {
-        chat: ChatId,
-        id: MessageId,
-        seq: Seq,
-        at: UnixMillis,
-    },
-    /// A page that was asked for to close a gap.
-    Page {
-        chat: ChatId,
-        page: HistoryPage,
-    },
-    Summary(ChatSummary),
-    Info(ChatInfo),
-}
-
-/// What taking something in came to.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Taken {
-    /// Chats whose position went on, with where it is now.
-    pub(crate) advanced: HashMap<ChatId, Seq>,
-    /// Chats of which more must be asked: they were unknown, or the user came into the middle of them.
-    pub(crate) unknown: HashSet<ChatId>,
-    /// There are new events.
-    pub(crate) events: bool,
 }
 
 /// History that another process asks for.
@@ -83,7 +31,7 @@ pub(crate) struct Fetch {
 /// Where each chat stands, kept beside the store.
 pub(crate) type Orders = HashMap<ChatId, Order>;
 
-fn role_number(role: Role) -> i64 {
+pub(super) fn role_number(role: Role) -> i64 {
     match role {
         Role::Member => 0,
         Role::Admin => 1,
@@ -99,38 +47,11 @@ fn role_of(number: i64) -> Role {
     }
 }
 
-fn seq_of(value: i64) -> Option<Seq> {
+pub(super) fn seq_of(value: i64) -> Option<Seq> {
     Seq::new(uint(value)).ok()
 }
 
-struct Taking<'a> {
-    txn: &'a Connection,
-    orders: &'a mut Orders,
-    own: &'a DeviceId,
-    user: UserId,
-    taken: Taken,
-}
-
 impl Store {
-    /// Takes in what came, in one transaction. If that fails `orders` is emptied, to be read anew.
-    pub(crate) fn take(&mut self, own: &DeviceId, orders: &mut Orders, items: Vec<Incoming>) -> Result<Taken, Error> {
-        let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), taken: Taken::default() };
-        let result = items.into_iter().try_for_each(|item| taking.item(item));
-        let taken = taking.taken;
-        let result = result.and_then(|()| {
-            let last: Option<i64> = txn.query_row("SELECT max(local) FROM outbox", [], |row| row.get(0))?;
-            forget_sent(&txn, last.unwrap_or(0) - KEEP_SENT)
-        });
-        match result.and_then(|()| Ok(txn.commit()?)) {
-            Ok(()) => Ok(taken),
-            Err(error) => {
-                orders.clear();
-                Err(error)
-            }
-        }
-    }
-
     pub(crate) fn chats(&self) -> Result<Vec<ChatRow>, Error> {
         let mut query = self
             .db
@@ -358,13 +279,13 @@ fn chat_columns(row: &Row<'_>) -> rusqlite::Result<ChatColumns> {
     })
 }
 
-type EntryColumns = (i64, i64, String, [u8; 16], Vec<u8>);
+pub(super) type EntryColumns = (i64, i64, String, [u8; 16], Vec<u8>);
 
-fn entry_columns(row: &Row<'_>) -> rusqlite::Result<EntryColumns> {
+pub(super) fn entry_columns(row: &Row<'_>) -> rusqlite::Result<EntryColumns> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
 }
 
-fn load_order(db: &Connection, chat: &ChatId) -> Result<Option<Order>, Error> {
+pub(super) fn load_order(db: &Connection, chat: &ChatId) -> Result<Option<Order>, Error> {
     let text = chat.to_string();
     let position: Option<i64> = db
         .prepare_cached("SELECT position FROM chats WHERE chat = ?1")?
@@ -386,7 +307,7 @@ fn load_order(db: &Connection, chat: &ChatId) -> Result<Option<Order>, Error> {
     Ok(Some(order))
 }
 
-fn put_entry(txn: &Connection, chat: &str, entry: &LogEntry) -> Result<(), Error> {
+pub(super) fn put_entry(txn: &Connection, chat: &str, entry: &LogEntry) -> Result<(), Error> {
     let body = postcard::to_stdvec(&entry.body).map_err(|error| Error::Invalid(error.to_string()))?;
     // What was erased stays erased, and what the relay says is erased becomes so.
     let erased = matches!(entry.body, Known::Yes(EntryBody::Erased { .. }));
@@ -406,319 +327,11 @@ fn put_entry(txn: &Connection, chat: &str, entry: &LogEntry) -> Result<(), Error
     Ok(())
 }
 
-fn put_hole(txn: &Connection, chat: &str, range: SeqRange, pushed: bool) -> Result<(), Error> {
+pub(super) fn put_hole(txn: &Connection, chat: &str, range: SeqRange, pushed: bool) -> Result<(), Error> {
     txn.prepare_cached(
         "INSERT INTO holes (chat, first, last, pushed) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (chat, first) DO UPDATE SET last = max(last, excluded.last), pushed = excluded.pushed",
     )?
     .execute(params![chat, int(range.from.get()), int(range.to.get()), i64::from(pushed)])?;
     Ok(())
-}
-
-impl Taking<'_> {
-    fn item(&mut self, item: Incoming) -> Result<(), Error> {
-        match item {
-            Incoming::Entry { chat, entry } => self.entry(&chat, &entry),
-            Incoming::Hidden { chat, range } => self.hole(&chat, range, true),
-            Incoming::Gap { chat, range } => self.hole(&chat, range, false),
-            Incoming::Receipt { chat, receipt } => self.receipt(&chat, receipt),
-            Incoming::Sent { chat, id, seq, at } => self.sent(&chat, id, seq, at),
-            Incoming::Page { chat, page } => {
-                for entry in &page.entries {
-                    self.entry(&chat, entry)?;
-                }
-                page.hidden.into_iter().try_for_each(|range| self.hole(&chat, range, true))
-            }
-            Incoming::Summary(summary) => self.summary(&summary),
-            Incoming::Info(info) => {
-                self.summary(&info.summary)?;
-                self.set_participants(&info.summary.chat, &info.participants)
-            }
-        }
-    }
-
-    fn order(&mut self, chat: &ChatId) -> Result<Option<&mut Order>, Error> {
-        if !self.orders.contains_key(chat) {
-            match load_order(self.txn, chat)? {
-                Some(order) => self.orders.insert(chat.clone(), order),
-                None => return Ok(None),
-            };
-        }
-        Ok(self.orders.get_mut(chat))
-    }
-
-    /// The user comes into the chat with this entry.
-    fn brings_in(&self, entry: &LogEntry) -> bool {
-        let names_user = |members: &[Member]| members.iter().any(|member| member.user == self.user);
-        match entry.body.as_known() {
-            Some(EntryBody::Created { participants, .. }) => names_user(participants),
-            Some(EntryBody::Updated(Change::Add(members))) => names_user(members),
-            _ => false,
-        }
-    }
-
-    fn entry(&mut self, chat: &ChatId, entry: &LogEntry) -> Result<(), Error> {
-        if self.order(chat)?.is_none() {
-            if !self.brings_in(entry) {
-                // Asked for, with where its delivery to this device begins; the entry is fetched then.
-                self.taken.unknown.insert(chat.clone());
-                return Ok(());
-            }
-            let (kind, title) = match entry.body.as_known() {
-                Some(EntryBody::Created { kind, title, .. }) => (*kind, title.clone()),
-                _ => (ChatKind::Group, Title::default()),
-            };
-            self.insert_chat(chat, kind, &title, None, entry.seq.prev())?;
-        }
-        let before = self.position(chat)?;
-        let Some(order) = self.order(chat)? else { return Ok(()) };
-        if !order.take(entry.seq) {
-            return Ok(());
-        }
-        put_entry(self.txn, &chat.to_string(), entry)?;
-        self.advance(chat, before)
-    }
-
-    fn hole(&mut self, chat: &ChatId, range: SeqRange, pushed: bool) -> Result<(), Error> {
-        let before = self.position(chat)?;
-        let Some(order) = self.order(chat)? else {
-            self.taken.unknown.insert(chat.clone());
-            return Ok(());
-        };
-        order.take_range(range);
-        put_hole(self.txn, &chat.to_string(), range, pushed)?;
-        if !pushed && before.is_none_or(|before| before < range.to) {
-            self.event(&Event::HistoryGap { chat: chat.clone(), range })?;
-        }
-        self.advance(chat, before)
-    }
-
-    fn position(&mut self, chat: &ChatId) -> Result<Option<Seq>, Error> {
-        Ok(self.order(chat)?.and_then(|order| order.position()))
-    }
-
-    fn sent(&mut self, chat: &ChatId, id: MessageId, seq: Seq, at: UnixMillis) -> Result<(), Error> {
-        let Some(outgoing) = set_sent(self.txn, id, seq, at)? else { return Ok(()) };
-        let body = match outgoing {
-            Outgoing::Create { kind, title, participants } => {
-                let role = if kind == ChatKind::Direct { Role::Member } else { Role::Owner };
-                let mut all = vec![Member { user: self.user.clone(), role }];
-                all.extend(participants);
-                EntryBody::Created { kind, title, participants: all }
-            }
-            Outgoing::Update(change) => EntryBody::Updated(change),
-            Outgoing::Send(content) => EntryBody::Message { content, blobs: Vec::new() },
-            Outgoing::Redact(of) => EntryBody::Redaction { of },
-        };
-        let entry = LogEntry { seq, at, from: self.own.clone(), id, body: Known::Yes(body) };
-        self.entry(chat, &entry)
-    }
-
-    /// Entries that are contiguous now change the chat's state and become events, in order.
-    fn advance(&mut self, chat: &ChatId, before: Option<Seq>) -> Result<(), Error> {
-        let Some(position) = self.position(chat)? else { return Ok(()) };
-        if Some(position) <= before {
-            return Ok(());
-        }
-        let text = chat.to_string();
-        let rows: Vec<EntryColumns> = self
-            .txn
-            .prepare_cached(
-                "SELECT seq, at, sender, id, body FROM entries WHERE chat = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq",
-            )?
-            .query_map(params![text, int(before.map_or(0, Seq::get)), int(position.get())], entry_columns)?
-            .collect::<Result<_, _>>()?;
-        for (seq, at, sender, id, body) in rows {
-            let corrupt = || Error::Invalid(format!("entry {seq} of {chat} in the device's store"));
-            let entry = LogEntry {
-                seq: seq_of(seq).ok_or_else(corrupt)?,
-                at: UnixMillis(uint(at)),
-                from: sender.parse().map_err(|_| corrupt())?,
-                id: MessageId(uuid::Uuid::from_bytes(id)),
-                body: postcard::from_bytes(&body).map_err(|_| corrupt())?,
-            };
-            self.happened(chat, &entry)?;
-        }
-        self.txn
-            .prepare_cached("UPDATE chats SET position = ?2 WHERE chat = ?1")?
-            .execute(params![text, int(position.get())])?;
-        self.taken.advanced.insert(chat.clone(), position);
-        Ok(())
-    }
-
-    fn event(&mut self, event: &Event) -> Result<(), Error> {
-        self.taken.events = true;
-        put_event(self.txn, event)
-    }
-
-    /// What an entry means for the chat, and for the app.
-    fn happened(&mut self, chat: &ChatId, entry: &LogEntry) -> Result<(), Error> {
-        let own = entry.from == *self.own;
-        if own {
-            // Sent before a crash, or under an earlier enrolment: whoever waits for it hears now.
-            set_sent(self.txn, entry.id, entry.seq, entry.at)?;
-        }
-        let origin = || Origin { seq: entry.seq, from: entry.from.clone(), at: entry.at };
-        let event = match entry.body.as_known() {
-            Some(EntryBody::Message { content, .. }) => Event::MessageReceived {
-                chat: chat.clone(),
-                message: Message {
-                    seq: entry.seq,
-                    from: entry.from.clone(),
-                    at: entry.at,
-                    id: entry.id,
-                    content: Content::from_bytes(&content.0),
-                },
-            },
-            Some(EntryBody::Created { kind, title, participants }) => {
-                self.set_participants(chat, participants)?;
-                Event::ChatCreated {
-                    chat: chat.clone(),
-                    origin: origin(),
-                    kind: *kind,
-                    title: title.clone(),
-                    participants: participants.clone(),
-                }
-            }
-            Some(EntryBody::Updated(change)) => {
-                let came_in = self.brings_in(entry);
-                self.change(chat, change, &entry.from)?;
-                if came_in {
-                    self.taken.unknown.insert(chat.clone());
-                }
-                Event::ChatUpdated { chat: chat.clone(), origin: origin(), change: change.clone() }
-            }
-            Some(EntryBody::Redaction { of }) => {
-                self.erase(chat, *of, entry.seq)?;
-                Event::Redacted { chat: chat.clone(), origin: origin(), of: *of }
-            }
-            // The redaction itself comes later in the log; what a newer version wrote has no event here.
-            Some(EntryBody::Erased { .. }) | None => return Ok(()),
-        };
-        if own { Ok(()) } else { self.event(&event) }
-    }
-
-    fn erase(&mut self, chat: &ChatId, of: Seq, by: Seq) -> Result<(), Error> {
-        let body: Known<EntryBody> = Known::Yes(EntryBody::Erased { by });
-        let body = postcard::to_stdvec(&body).map_err(|error| Error::Invalid(error.to_string()))?;
-        self.txn.execute(
-            "UPDATE entries SET body = ?3 WHERE chat = ?1 AND seq = ?2",
-            params![chat.to_string(), int(of.get()), body],
-        )?;
-        // An event that the app has not taken yet must not show it either.
-        let mut query = self.txn.prepare("SELECT id, event FROM events")?;
-        let rows = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
-        let mut gone = Vec::new();
-        for row in rows {
-            let (id, bytes) = row?;
-            if let Ok(Event::MessageReceived { chat: other, message }) = postcard::from_bytes(&bytes)
-                && other == *chat
-                && message.seq == of
-            {
-                gone.push(id);
-            }
-        }
-        for id in gone {
-            self.txn.execute("DELETE FROM events WHERE id = ?1", [id])?;
-        }
-        Ok(())
-    }
-
-    fn change(&mut self, chat: &ChatId, change: &Change, by: &DeviceId) -> Result<(), Error> {
-        let text = chat.to_string();
-        match change {
-            Change::Title(title) => {
-                self.txn.execute("UPDATE chats SET title = ?2 WHERE chat = ?1", params![text, title.as_str()])?;
-            }
-            Change::Add(members) => members.iter().try_for_each(|member| self.put_participant(&text, member))?,
-            Change::Role(member) => self.put_participant(&text, member)?,
-            Change::Remove(user) => self.remove_participant(&text, user)?,
-            Change::Leave => self.remove_participant(&text, &by.user())?,
-        }
-        Ok(())
-    }
-
-    fn put_participant(&self, chat: &str, member: &Member) -> Result<(), Error> {
-        self.txn
-            .prepare_cached(
-                "INSERT INTO participants (chat, user, role) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (chat, user) DO UPDATE SET role = ?3",
-            )?
-            .execute(params![chat, member.user.as_str(), role_number(member.role)])?;
-        if member.user == self.user {
-            self.set_role(chat, Some(member.role))?;
-        }
-        Ok(())
-    }
-
-    fn remove_participant(&self, chat: &str, user: &UserId) -> Result<(), Error> {
-        if *user == self.user {
-            // Who takes part from now on is not for this user to know.
-            self.txn.execute("DELETE FROM participants WHERE chat = ?1", [chat])?;
-            return self.set_role(chat, None);
-        }
-        self.txn.execute("DELETE FROM participants WHERE chat = ?1 AND user = ?2", params![chat, user.as_str()])?;
-        Ok(())
-    }
-
-    fn set_role(&self, chat: &str, role: Option<Role>) -> Result<(), Error> {
-        self.txn.execute("UPDATE chats SET role = ?2 WHERE chat = ?1", params![chat, role.map(role_number)])?;
-        Ok(())
-    }
-
-    fn set_participants(&self, chat: &ChatId, members: &[Member]) -> Result<(), Error> {
-        let text = chat.to_string();
-        self.txn.execute("DELETE FROM participants WHERE chat = ?1", [&text])?;
-        members.iter().try_for_each(|member| self.put_participant(&text, member))
-    }
-
-    fn insert_chat(
-        &mut self,
-        chat: &ChatId,
-        kind: ChatKind,
-        title: &Title,
-        role: Option<Role>,
-        position: Option<Seq>,
-    ) -> Result<(), Error> {
-        let at = int(position.map_or(0, Seq::get));
-        self.txn.execute(
-            "INSERT INTO chats (chat, kind, title, role, base, position) VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
-            params![chat.to_string(), i64::from(kind == ChatKind::Direct), title.as_str(), role.map(role_number), at],
-        )?;
-        self.orders.insert(chat.clone(), Order::new(position));
-        Ok(())
-    }
-
-    fn summary(&mut self, summary: &ChatSummary) -> Result<(), Error> {
-        let chat = &summary.chat;
-        if self.order(chat)?.is_none() {
-            let position = summary.next.prev();
-            self.insert_chat(chat, summary.kind, &summary.title, summary.role, position)?;
-        }
-        if let Some(order) = self.order(chat)? {
-            order.reaches(summary.head);
-            if order.missing().is_none() {
-                // Nothing is on its way: what the relay says now is what holds.
-                self.txn.execute(
-                    "UPDATE chats SET title = ?2, kind = ?3 WHERE chat = ?1",
-                    params![chat.to_string(), summary.title.as_str(), i64::from(summary.kind == ChatKind::Direct)],
-                )?;
-                self.set_role(&chat.to_string(), summary.role)?;
-            }
-        }
-        self.receipt(chat, summary.receipt)
-    }
-
-    fn receipt(&mut self, chat: &ChatId, receipt: Receipt) -> Result<(), Error> {
-        let (delivered, read) =
-            (receipt.delivered.map_or(0, |s| int(s.get())), receipt.read.map_or(0, |s| int(s.get())));
-        let changed = self
-            .txn
-            .prepare_cached(
-                "UPDATE chats SET delivered = max(delivered, ?2), read = max(read, ?3)
-                 WHERE chat = ?1 AND (delivered < ?2 OR read < ?3)",
-            )?
-            .execute(params![chat.to_string(), delivered, read])?;
-        if changed > 0 { self.event(&Event::ReceiptUpdated { chat: chat.clone(), receipt }) } else { Ok(()) }
-    }
 }

@@ -1,4 +1,8 @@
 //! One connection while it lives.
+//!
+//! - [`sending`]: what is in the outbox
+
+mod sending;
 
 use super::{Job, Worker};
 use crate::error::Error;
@@ -7,7 +11,8 @@ use crate::store::{Fetch, Incoming, Taken};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::DEVICE_LIFE;
 use godwit_wire::frame::{Ack, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
-use godwit_wire::{ChatId, Code, MessageId, Refusal, Seq, limits};
+use godwit_wire::{ChatId, MessageId, Seq, limits};
+use sending::Sending;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -16,8 +21,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// What came is taken in so much at a time, in one transaction.
 const TAKE: usize = 512;
-/// Requests of one chat on their way.
-const WINDOW: usize = 256;
 /// Gaps of so many chats are closed at the same time.
 const FETCHES: usize = 4;
 /// How long a gap may be one's own message, whose reply comes on another stream.
@@ -41,18 +44,6 @@ pub(super) enum End {
         /// It had been up.
         lived: bool,
     },
-}
-
-/// Sending of one chat on this connection.
-#[derive(Debug, Default)]
-struct Sending {
-    /// The last number that was written.
-    written: u64,
-    in_flight: usize,
-    /// After a passing refusal: once nothing is in flight, begin again at this time.
-    again_at: Option<Instant>,
-    /// The lowest number that was taken, and the first free one: begin again with other numbers from there on.
-    renumber: Option<(u64, u64)>,
 }
 
 enum Asked {
@@ -109,6 +100,8 @@ pub(super) struct Live {
     /// When the relay was heard last, or asked while nothing was owed.
     heard: Instant,
     data_version: i64,
+    /// The version of the store in which others' wishes were looked for last.
+    looked: i64,
     /// More can be sent than when the outbox was looked at last.
     room: bool,
     asked_for: HashSet<i64>,
@@ -131,6 +124,7 @@ impl Live {
             errands: JoinSet::new(),
             heard: Instant::now(),
             data_version: -1,
+            looked: -1,
             room: true,
             asked_for: HashSet::new(),
             telling: HashSet::new(),
@@ -191,7 +185,7 @@ impl Live {
                     Some(job) => self.job(worker, job)?,
                     None => return Ok(()),
                 },
-                () = wake.wake.notified() => self.data_version = -1,
+                () = wake.wake.notified() => (self.data_version, self.looked) = (-1, -1),
                 _ = tick.tick() => self.look(worker).await?,
                 () = &mut renew, if !renewed => {
                     renewed = true;
@@ -323,6 +317,8 @@ impl Live {
             Brought::List(result) => self.listed(worker, result?).await,
             Brought::Read { chat, up_to, result } => {
                 self.telling.remove(&chat);
+                // More may have been read meanwhile, or it was refused for now.
+                self.looked = -1;
                 match result? {
                     Reply::Done => worker.inner.store().told_read(&chat, up_to),
                     _ => Ok(()),
@@ -423,50 +419,6 @@ impl Live {
         }
     }
 
-    fn outcome(
-        &mut self,
-        worker: &mut Worker,
-        chat: ChatId,
-        n: u64,
-        id: MessageId,
-        reply: Reply,
-    ) -> Result<Option<Incoming>, Error> {
-        let sending = self.sending.entry(chat.clone()).or_default();
-        sending.in_flight = sending.in_flight.saturating_sub(1);
-        self.room |= sending.in_flight <= WINDOW / 2;
-        let refusal = match reply {
-            Reply::Sent { seq, at } => return Ok(Some(Incoming::Sent { chat, id, seq, at })),
-            Reply::Queued => {
-                worker.inner.store().set_queued(id)?;
-                worker.inner.changed();
-                return Ok(None);
-            }
-            Reply::Refused(refusal) => refusal,
-            Reply::Unsupported { .. } => Refusal::because(Code::Invalid, "this relay is too old for the request"),
-            _ => return Err(Error::Unreachable("a send was answered with something else".to_owned())),
-        };
-        if refusal.code.is_passing() {
-            let wait = match refusal.code {
-                Code::OutOfOrder | Code::NumberTaken => Duration::ZERO,
-                _ => refusal.retry_after().unwrap_or(RETRY),
-            };
-            let at = Instant::now() + wait;
-            sending.again_at = Some(sending.again_at.map_or(at, |before| before.max(at)));
-            if refusal.code == Code::NumberTaken {
-                let next = refusal.next.unwrap_or(n + 1);
-                let (from, before) = sending.renumber.unwrap_or((n, next));
-                sending.renumber = Some((from.min(n), before.max(next)));
-            }
-            return Ok(None);
-        }
-        worker.inner.store().set_refused(id, &refusal)?;
-        worker.inner.changed();
-        if refusal.code == Code::AlreadyExists {
-            self.ask_info(chat, None);
-        }
-        Ok(None)
-    }
-
     /// Takes in what came, and acknowledges what is contiguous and durable now.
     async fn take(&mut self, worker: &mut Worker, items: Vec<Incoming>) -> Result<(), Error> {
         if items.is_empty() {
@@ -523,52 +475,6 @@ impl Live {
         }
     }
 
-    async fn send_all(&mut self, worker: &mut Worker) -> Result<(), Error> {
-        if !worker.compared {
-            return Ok(());
-        }
-        let version = worker.inner.store().data_version()?;
-        let again = self.sending.values().any(|sending| sending.again_at.is_some());
-        if version == self.data_version && !again && !std::mem::take(&mut self.room) {
-            return Ok(());
-        }
-        self.data_version = version;
-        let chats = worker.inner.store().unsent_chats()?;
-        for chat in chats {
-            if !self.held.contains(&chat) {
-                self.send_chat(worker, &chat).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn send_chat(&mut self, worker: &mut Worker, chat: &ChatId) -> Result<(), Error> {
-        let sending = self.sending.entry(chat.clone()).or_default();
-        if let Some(at) = sending.again_at {
-            if sending.in_flight > 0 || Instant::now() < at {
-                return Ok(());
-            }
-            if let Some((from, next)) = sending.renumber {
-                worker.inner.store().renumber(chat, from, next)?;
-            }
-            *sending = Sending::default();
-        }
-        let room = WINDOW - sending.in_flight;
-        let (rows, oldest) = {
-            let store = worker.inner.store();
-            (store.unsent(chat, sending.written, room)?, store.oldest_unsent(chat)?)
-        };
-        let (Some(last), Some(oldest)) = (rows.last(), oldest) else { return Ok(()) };
-        sending.written = last.n;
-        sending.in_flight += rows.len();
-        let requests: Vec<Request> = rows.iter().map(|row| row.request(oldest)).collect();
-        let first = self.session.send(chat, &requests).await?;
-        for (i, row) in (0u32..).zip(rows) {
-            self.asked.insert(first.wrapping_add(i), Asked::Numbered { chat: row.chat, n: row.n, id: row.id });
-        }
-        Ok(())
-    }
-
     /// What other processes put into the store, and what waits for a time.
     async fn look(&mut self, worker: &mut Worker) -> Result<(), Error> {
         if self.asked.is_empty() {
@@ -578,6 +484,11 @@ impl Live {
             return Err(Error::Unreachable("the relay does not answer".to_owned()));
         }
         self.acknowledge(worker).await?;
+        let version = worker.inner.store().data_version()?;
+        if version == self.looked {
+            return Ok(());
+        }
+        self.looked = version;
         let asked = worker.inner.store().asked()?;
         for Fetch { id, chat, before, count } in asked {
             if self.asked_for.insert(id) {

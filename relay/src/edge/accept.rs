@@ -63,7 +63,6 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
         tracing::debug!("a handshake did not end");
         return;
     };
-    drop(permit);
     edge.metrics.handshakes.inc();
     let alpn = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()?.protocol);
     let connection = Connection(connection);
@@ -74,8 +73,12 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
     }
     let address = connection.remote_address();
     let result = if alpn.as_deref() == Some(ALPN_ENROL) {
-        enrol::serve(&edge, &connection).await
+        // Whoever enrols has proved nothing yet, and keeps a place among the handshakes.
+        let result = enrol::serve(&edge, &connection).await;
+        drop(permit);
+        result
     } else {
+        drop(permit);
         session::serve(&edge, &connection).await
     };
     if let Err(refusal) = result {

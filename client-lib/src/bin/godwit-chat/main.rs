@@ -104,7 +104,7 @@ impl Wait {
 
 fn exit_code(error: &Error) -> u8 {
     match error {
-        Error::Refused(_) => 3,
+        Error::Refused(_) | Error::Certificates(_) => 3,
         Error::Unreachable(_) | Error::TimedOut(_) => 4,
         Error::InUse(_) => 5,
         Error::Corrupt { .. } | Error::Newer { .. } => 6,

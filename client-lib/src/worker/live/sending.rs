@@ -1,0 +1,116 @@
+//! Sending what is in the outbox: pipelined, in order per chat, and again from the lowest after a passing refusal.
+
+use super::{Asked, Live, RETRY};
+use crate::error::Error;
+use crate::store::Incoming;
+use crate::worker::Worker;
+use godwit_wire::frame::{Reply, Request};
+use godwit_wire::{ChatId, Code, MessageId, Refusal};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Requests of one chat on their way.
+const WINDOW: usize = 256;
+/// Sending of one chat on this connection.
+#[derive(Debug, Default)]
+pub(super) struct Sending {
+    /// The last number that was written.
+    written: u64,
+    pub(super) in_flight: usize,
+    /// After a passing refusal: once nothing is in flight, begin again at this time.
+    again_at: Option<Instant>,
+    /// The lowest number that was taken, and the first free one: begin again with other numbers from there on.
+    renumber: Option<(u64, u64)>,
+}
+
+impl Live {
+    pub(super) fn outcome(
+        &mut self,
+        worker: &mut Worker,
+        chat: ChatId,
+        n: u64,
+        id: MessageId,
+        reply: Reply,
+    ) -> Result<Option<Incoming>, Error> {
+        let sending = self.sending.entry(chat.clone()).or_default();
+        sending.in_flight = sending.in_flight.saturating_sub(1);
+        self.room |= sending.in_flight <= WINDOW / 2;
+        let refusal = match reply {
+            Reply::Sent { seq, at } => return Ok(Some(Incoming::Sent { chat, id, seq, at })),
+            Reply::Queued => {
+                worker.inner.store().set_queued(id)?;
+                worker.inner.changed();
+                return Ok(None);
+            }
+            Reply::Refused(refusal) => refusal,
+            Reply::Unsupported { .. } => Refusal::because(Code::Invalid, "this relay is too old for the request"),
+            _ => return Err(Error::Unreachable("a send was answered with something else".to_owned())),
+        };
+        if refusal.code.is_passing() {
+            let wait = match refusal.code {
+                Code::OutOfOrder | Code::NumberTaken => Duration::ZERO,
+                _ => refusal.retry_after().unwrap_or(RETRY),
+            };
+            let at = Instant::now() + wait;
+            sending.again_at = Some(sending.again_at.map_or(at, |before| before.max(at)));
+            if refusal.code == Code::NumberTaken {
+                let next = refusal.next.unwrap_or(n + 1);
+                let (from, before) = sending.renumber.unwrap_or((n, next));
+                sending.renumber = Some((from.min(n), before.max(next)));
+            }
+            return Ok(None);
+        }
+        worker.inner.store().set_refused(id, &refusal)?;
+        worker.inner.changed();
+        if refusal.code == Code::AlreadyExists {
+            self.ask_info(chat, None);
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn send_all(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if !worker.compared {
+            return Ok(());
+        }
+        let version = worker.inner.store().data_version()?;
+        let again = self.sending.values().any(|sending| sending.again_at.is_some());
+        if version == self.data_version && !again && !std::mem::take(&mut self.room) {
+            return Ok(());
+        }
+        self.data_version = version;
+        let chats = worker.inner.store().unsent_chats()?;
+        for chat in chats {
+            if !self.held.contains(&chat) {
+                self.send_chat(worker, &chat).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_chat(&mut self, worker: &mut Worker, chat: &ChatId) -> Result<(), Error> {
+        let sending = self.sending.entry(chat.clone()).or_default();
+        if let Some(at) = sending.again_at {
+            if sending.in_flight > 0 || Instant::now() < at {
+                return Ok(());
+            }
+            if let Some((from, next)) = sending.renumber {
+                worker.inner.store().renumber(chat, from, next)?;
+            }
+            *sending = Sending::default();
+        }
+        let room = WINDOW - sending.in_flight;
+        let (rows, oldest) = {
+            let store = worker.inner.store();
+            (store.unsent(chat, sending.written, room)?, store.oldest_unsent(chat)?)
+        };
+        let (Some(last), Some(oldest)) = (rows.last(), oldest) else { return Ok(()) };
+        sending.written = last.n;
+        sending.in_flight += rows.len();
+        let requests: Vec<Request> = rows.iter().map(|row| row.request(oldest)).collect();
+        let first = self.session.send(chat, &requests).await?;
+        for (i, row) in (0u32..).zip(rows) {
+            self.asked.insert(first.wrapping_add(i), Asked::Numbered { chat: row.chat, n: row.n, id: row.id });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! Acknowledgements: what a device has taken, how far its user got, and what becomes of those who do not acknowledge.
+
+use super::chat::Loaded;
+use super::{Deferred, Report, Worker};
+use crate::edge::Link;
+use crate::store::InboxChange;
+use godwit_core::inbox::{Progress, Row, Track};
+use godwit_wire::{ChatId, Seq, UserId};
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Worker {
+    /// A user took or read a chat up to `up_to`; with `link`, on this connection.
+    pub(super) fn reached(&mut self, user: &UserId, link: Option<&Arc<Link>>, chat: ChatId, up_to: Seq, read: bool) {
+        let now = self.now();
+        let fan = self.chats.entry(chat.clone()).or_default();
+        fan.active_millis = now;
+        let Some(head) = fan.known_head() else {
+            self.deferred.entry(chat.clone()).or_default().push(Deferred {
+                user: user.clone(),
+                link: link.cloned(),
+                up_to,
+                read,
+            });
+            self.load_chat(&chat);
+            return;
+        };
+        // Nobody has taken what does not exist.
+        let up_to = up_to.min(head);
+        fan.reached(user, up_to, read);
+        let loaded = fan.loaded;
+        if let Some(link) = link {
+            self.taken(link, &chat, up_to, now);
+        }
+        if loaded == Loaded::No {
+            self.load_chat(&chat);
+        }
+    }
+
+    fn taken(&mut self, link: &Arc<Link>, chat: &ChatId, up_to: Seq, now: u64) {
+        let Some(state) = self.devices.get_mut(&link.device) else { return };
+        if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
+            return;
+        }
+        let Some(mut track) = state.track(chat).copied() else { return };
+        if let Track::Live { open, .. } = &track {
+            let waited = Duration::from_millis(now.saturating_sub(open.since_millis));
+            self.metrics.delivery_latency.observe(waited.as_secs_f64());
+        }
+        let progress = track.acknowledge(up_to, now);
+        state.set(chat, if matches!(progress, Progress::Done(_)) { None } else { Some(track) });
+        let key = || (link.device.clone(), chat.clone());
+        match progress {
+            Progress::Done(row) => {
+                if let Some(fan) = self.chats.get_mut(chat) {
+                    fan.waiting.remove(&link.device);
+                }
+                if row == Row::Written {
+                    self.moves.insert(key(), InboxChange::Remove);
+                }
+            }
+            Progress::Moved(from) if !matches!(track, Track::Live { row: Row::None, .. }) => {
+                self.moves.insert(key(), InboxChange::MoveTo(from));
+            }
+            Progress::Moved(_) | Progress::Same => {}
+        }
+    }
+
+    fn load_chat(&mut self, chat: &ChatId) {
+        let Some(fan) = self.chats.get_mut(chat) else { return };
+        if fan.loaded == Loaded::Asked {
+            return;
+        }
+        fan.loaded = Loaded::Asked;
+        let (store, report, chat) = (self.store.clone(), self.report.clone(), chat.clone());
+        tokio::spawn(async move {
+            let id = chat.clone();
+            let result = match store.read(move |store| Ok((store.head(&id)?, store.watermarks(&id)?))).await {
+                Ok((head, watermarks)) => Report::Loaded { chat, head, watermarks },
+                Err(_) => Report::LoadFailed { chat },
+            };
+            // Nobody hears it if the relay is stopping.
+            let _ = report.send(result);
+        });
+    }
+
+    /// Whoever did not acknowledge in time gets a row, and nobody waits for it any more.
+    pub(super) fn time_out(&mut self, now: u64) {
+        let limit = u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX);
+        let mut late = Vec::new();
+        for (chat, fan) in &self.chats {
+            for device in &fan.waiting {
+                if let Some(Track::Live { open, .. }) = self.devices.get(device).and_then(|d| d.track(chat))
+                    && now.saturating_sub(open.since_millis) >= limit
+                {
+                    late.push((device.clone(), chat.clone(), *open));
+                }
+            }
+        }
+        for (device, chat, open) in late {
+            if let Some(state) = self.devices.get_mut(&device) {
+                state.set(&chat, Some(Track::Live { open, row: Row::Written }));
+            }
+            self.begin_row(&device, &chat, open.first);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Going on where an earlier run, or the store before a fault, left off.
+
+use super::Worker;
+use crate::edge::Link;
+use crate::store::{PageLimit, StoreError};
+use godwit_wire::{ChatId, Seq, UserId};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Chats and entries taken up at a time after a crash.
+const RECOVER: PageLimit = PageLimit { entries: 1024, bytes: 4 << 20 };
+impl Worker {
+    /// Takes up what an earlier run left unsettled.
+    ///
+    /// # Errors
+    /// A fault of the store.
+    pub(crate) async fn recover(&mut self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let from = after.clone();
+            let chats = self.store.read(move |store| store.dirty(from.as_ref(), RECOVER.entries)).await?;
+            let Some(last) = chats.last().cloned() else { return Ok(()) };
+            for chat in chats {
+                self.recover_chat(chat).await?;
+            }
+            after = Some(last);
+        }
+    }
+
+    async fn recover_chat(&mut self, chat: ChatId) -> Result<(), StoreError> {
+        let mut from = None;
+        loop {
+            let (id, start) = (chat.clone(), from);
+            let unsettled = self.store.read(move |store| store.unsettled(&id, start, RECOVER)).await?;
+            let Some((last, _)) = unsettled.entries.last() else {
+                // Settled, but still on the list: saving takes it off.
+                self.chats.entry(chat).or_default().fanned = from.and_then(Seq::prev);
+                return Ok(());
+            };
+            from = Some(last.seq.next());
+            let users: HashSet<UserId> =
+                unsettled.entries.iter().flat_map(|(_, users)| users.iter().cloned()).collect();
+            self.load_users(users.into_iter()).await?;
+            for (entry, recipients) in unsettled.entries {
+                self.entry(&unsettled.chat, &entry, &recipients);
+            }
+            self.flush_rows();
+        }
+    }
+
+    /// After a fault of the store: forget, and go on as after a crash. Connected devices stay.
+    pub(super) async fn reopened(&mut self) {
+        let links: Vec<Arc<Link>> = self.devices.values().filter_map(|device| device.link.clone()).collect();
+        self.users.clear();
+        self.devices.clear();
+        self.chats.clear();
+        self.deferred.clear();
+        self.rows.clear();
+        self.moves.clear();
+        for link in links {
+            self.attach(link).await;
+        }
+        if let Err(error) = self.recover().await {
+            // The store says again that it was opened anew once it was.
+            tracing::warn!(%error, "fan-out cannot take up what was left");
+        }
+    }
+}
