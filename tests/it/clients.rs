@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use godwit_client::client::HistoryBody;
 use godwit_client::{
-    Change, ChatId, Client, Code, ConnectionState, Content, Error, Event, EventStream, Member, MessageState, Role, Seq,
-    Title,
+    Change, ChatId, Client, Code, ConnectionState, Content, EnrolOptions, Error, Event, EventStream, Member,
+    MessageState, Role, Seq, Title,
 };
 use godwit_tests::lab::{Lab, PATIENCE};
 use std::path::Path;
@@ -306,6 +306,21 @@ async fn a_client_obeys_its_rate_and_everything_arrives_in_order() -> Result<()>
     let mut heard = bob.events()?;
     let got = texts(&bob, &mut heard, 150).await?;
     ensure!(got.iter().zip(0..).all(|(text, n)| *text == n.to_string()), "{got:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_relays_one_that_answers_is_enough() -> Result<()> {
+    let lab = Lab::start().await?;
+    let device = "alice@eu/phone".parse()?;
+    let home = lab.home("alice@eu/phone");
+    // A name with several addresses, of which one answers, and a port where nobody does.
+    let relays = vec!["127.0.0.1:9".to_owned(), format!("localhost:{}", lab.address().port())];
+    let authority_pem = std::fs::read_to_string(lab.authority.root_certificate_path())?;
+    let options = EnrolOptions { home, relays, authority_pem, token: lab.token(&device)? };
+    godwit_client::enrol(options).await?;
+    let alice = lab.open("alice@eu/phone")?;
+    alice.wait_connected(Duration::from_secs(10)).await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 /// How often limits forget who did not come lately.
 const FORGET_IDLE: Duration = Duration::from_mins(1);
@@ -54,7 +55,8 @@ fn admit(edge: &Arc<Edge>, incoming: Incoming, tasks: &mut JoinSet<()>) {
             return;
         }
     };
-    tasks.spawn(handshake(edge.clone(), incoming, permit, turn_away));
+    let span = tracing::info_span!("connection", remote = %incoming.remote_address());
+    tasks.spawn(handshake(edge.clone(), incoming, permit, turn_away).instrument(span));
 }
 
 async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePermit, turn_away: Option<Refusal>) {
@@ -71,7 +73,6 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
         connection.close(&refusal);
         return;
     }
-    let address = connection.remote_address();
     let result = if alpn.as_deref() == Some(ALPN_ENROL) {
         // Whoever enrols has proved nothing yet, and keeps a place among the handshakes.
         let result = enrol::serve(&edge, &connection).await;
@@ -83,7 +84,7 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
     };
     if let Err(refusal) = result {
         edge.metrics.refusals.inc();
-        tracing::info!(%address, %refusal, "a connection was refused");
+        tracing::info!(%refusal, "a connection was refused");
         connection.close(&refusal);
     } else {
         connection.close(&Code::ShuttingDown.into());

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use godwit_wire::{Code, Refusal, codec};
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
-use std::net::SocketAddr;
 
 /// Bytes taken from a lane at a time, at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -45,10 +44,6 @@ impl Connection {
         identity
             .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
             .map_or_else(Vec::new, |chain| *chain)
-    }
-
-    pub(crate) fn remote_address(&self) -> SocketAddr {
-        self.0.remote_address()
     }
 }
 

@@ -72,7 +72,7 @@ async fn attached(
     // Once more: a revocation between the first look and the registry would find nobody to shut out.
     admit(edge, &session.sender).await?;
     edge.fanout.attached(session.link.clone()).await;
-    tracing::info!(device = %session.sender.device, address = %connection.remote_address(), "connected");
+    tracing::info!(device = %session.sender.device, "connected");
     let mut lanes = JoinSet::new();
     lanes.spawn(lane::serve(edge.clone(), session.clone(), first, Some(hello)));
     let result = serve_lanes(edge, connection, session, &mut lanes).await;
