@@ -9,7 +9,7 @@ use crate::worker::{Job, Worker};
 use godwit_certs::tls::Crypto;
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
 use godwit_wire::frame::Receipt;
-use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
+use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,12 +259,7 @@ impl Client {
         self.check_participant(chat)?;
         let mut outgoing = Vec::with_capacity(contents.len());
         for content in contents {
-            let bytes = content.to_bytes();
-            if bytes.len() > limits::CONTENT_BYTES {
-                let why = format!("content has {} bytes, at most {} are allowed", bytes.len(), limits::CONTENT_BYTES);
-                return Err(Error::Refused(Refusal::because(Code::TooLarge, why)));
-            }
-            outgoing.push(Outgoing::Send(godwit_wire::entry::Content(bytes)));
+            outgoing.push(Outgoing::Send(godwit_wire::entry::Content(content.checked()?)));
         }
         self.put(chat, &outgoing)
     }

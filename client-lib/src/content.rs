@@ -3,8 +3,9 @@
 //! Encoded as postcard after a format byte. A newer kind decodes to [`Content::Unknown`], which an app shows as "needs
 //! a newer version".
 
+use crate::error::Error;
 use bytes::Bytes;
-use godwit_wire::Seq;
+use godwit_wire::{Code, Refusal, Seq, limits};
 use serde::{Deserialize, Serialize};
 
 const FORMAT: u8 = 1;
@@ -48,7 +49,24 @@ impl Content {
         }
     }
 
-    pub(crate) fn to_bytes(&self) -> Bytes {
+    /// Whether it fits a message.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with [`Code::TooLarge`] for more than [`limits::CONTENT_BYTES`] encoded.
+    pub fn check(&self) -> Result<(), Error> {
+        self.checked().map(drop)
+    }
+
+    pub(crate) fn checked(&self) -> Result<Bytes, Error> {
+        let bytes = self.to_bytes();
+        if bytes.len() > limits::CONTENT_BYTES {
+            let why = format!("content has {} bytes, at most {} are allowed", bytes.len(), limits::CONTENT_BYTES);
+            return Err(Error::Refused(Refusal::because(Code::TooLarge, why)));
+        }
+        Ok(bytes)
+    }
+
+    fn to_bytes(&self) -> Bytes {
         match self {
             Self::Unknown(bytes) => Bytes::copy_from_slice(bytes),
             known => postcard::to_extend(known, vec![FORMAT]).expect("a content holds nothing postcard refuses").into(),

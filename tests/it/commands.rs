@@ -124,6 +124,22 @@ async fn lines_are_sent_in_order_and_history_pages() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_is_named_and_what_comes_before_it_is_sent() -> Result<()> {
+    let town = Town::new(&["alice", "bob"]).await?;
+    let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();
+    let home = town.path("alice");
+    let long = format!("one\n\nthree 😀\n{}\nfive\n", "x".repeat(70_000));
+    let output = run_with_input("godwit-chat", &["--json", "--home", &home, "send", &chat, "-"], &long)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(3) && errors.contains("line 4") && errors.contains("65536"), "{errors}");
+    ensure!(String::from_utf8(output.stdout)?.lines().count() == 3, "told of three");
+    let history = town.json("bob", &["history", &chat])?;
+    let texts: Vec<_> = messages(&history).iter().map(|m| m["text"].clone()).collect();
+    ensure!(texts == ["one", "", "three 😀"], "{texts:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redacted_is_gone_everywhere() -> Result<()> {
     let town = Town::new(&["alice", "bob"]).await?;
     let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();

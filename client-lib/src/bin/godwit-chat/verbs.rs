@@ -8,6 +8,7 @@ use godwit_client::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::collections::VecDeque;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FRESHEN: Duration = Duration::from_secs(5);
 /// Lines that are read ahead, kept in one transaction, and sent.
 const LINES: usize = 256;
+/// Lines on their way before more are read.
+const AHEAD: usize = 4 * LINES;
 
 fn io(source: std::io::Error) -> Error {
     Error::Io { path: PathBuf::from("standard output"), source }
@@ -145,6 +148,13 @@ async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
     Ok(())
 }
 
+/// A line as a message, if it can be one.
+fn checked(line: std::io::Result<String>) -> Result<Content, Error> {
+    let content = Content::text(line.map_err(|error| Error::Invalid(error.to_string()))?);
+    content.check()?;
+    Ok(content)
+}
+
 struct Sending<'a> {
     client: &'a Client,
     chat: ChatId,
@@ -177,33 +187,64 @@ impl Sending<'_> {
         } else {
             ProgressBar::hidden()
         };
-        let mut batch = Vec::new();
-        let mut waiting = std::collections::VecDeque::new();
-        while queue.recv_many(&mut batch, LINES).await > 0 {
-            let mut contents = Vec::with_capacity(batch.len());
-            for line in batch.drain(..) {
-                let source = |source| Error::Io { path: PathBuf::from("standard input"), source };
-                contents.push(Content::text(line.map_err(source)?));
-            }
-            waiting.extend(self.client.send_many(&self.chat, contents)?);
-            // A few batches stay on their way while more is read.
-            while waiting.len() > 4 * LINES {
-                if let Some(id) = waiting.pop_front() {
-                    self.sent(id).await?;
+        let (mut batch, mut waiting) = (Vec::new(), VecDeque::new());
+        let (mut read, mut bad, mut ended) = (0u64, None, false);
+        // Each line is told as soon as it is sent, while more is read; what comes before a bad line is sent.
+        while !ended || !waiting.is_empty() {
+            tokio::select! {
+                biased;
+                done = self.first(waiting.front().copied()), if !waiting.is_empty() => {
+                    let id = done?;
+                    waiting.pop_front();
+                    self.tell(id)?;
                     bar.inc(1);
+                }
+                count = queue.recv_many(&mut batch, LINES), if !ended && waiting.len() < AHEAD => {
+                    ended = count == 0;
+                    let mut contents = Vec::with_capacity(batch.len());
+                    for line in batch.drain(..) {
+                        read += 1;
+                        match checked(line) {
+                            Ok(content) => contents.push(content),
+                            Err(error) => {
+                                bad = Some((read, error));
+                                ended = true;
+                                break;
+                            }
+                        }
+                    }
+                    if !contents.is_empty() {
+                        waiting.extend(self.client.send_many(&self.chat, contents)?);
+                    }
                 }
             }
         }
-        while let Some(id) = waiting.pop_front() {
-            self.sent(id).await?;
-            bar.inc(1);
-        }
         bar.finish_and_clear();
-        Ok(())
+        match bad {
+            None => Ok(()),
+            Some((line, Error::Refused(refusal))) => {
+                let why = format!("line {line} and what follows it was not sent: {}", refusal.explanation);
+                Err(Error::Refused(refusal.explained(&why)))
+            }
+            Some((line, error)) => {
+                Err(Error::Invalid(format!("line {line} and what follows it was not sent: {error}")))
+            }
+        }
+    }
+
+    /// Waits for the first of those on their way; without one, for ever.
+    async fn first(&self, id: Option<MessageId>) -> Result<MessageId, Error> {
+        let Some(id) = id else { return std::future::pending().await };
+        wait_for(self.client, id, self.wait.state(), self.timeout).await?;
+        Ok(id)
     }
 
     async fn sent(&mut self, id: MessageId) -> Result<(), Error> {
         wait_for(self.client, id, self.wait.state(), self.timeout).await?;
+        self.tell(id)
+    }
+
+    fn tell(&mut self, id: MessageId) -> Result<(), Error> {
         self.n += 1;
         let Some(message) = self.client.message_state(id)? else { return Ok(()) };
         if self.json {
