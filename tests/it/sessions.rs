@@ -349,3 +349,28 @@ async fn backlogs_over_a_limit_are_named_as_a_gap() -> Result<()> {
     ensure!(got.iter().map(|(at, _)| at.get()).eq(41..=50), "what fits is pushed");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backlogs_over_an_age_are_named_as_a_gap() -> Result<()> {
+    let lab = Lab::with(&[("delivery.inbox_max_age", "1h")]).await?;
+    let credential = lab.enrol("bob@eu/phone").await?;
+    let alice = lab.session("alice@eu/phone").await?;
+    let chat = direct();
+    alice.ask(&create_direct(stamp(&chat, 1), "bob@eu")).await?;
+    for n in 2..=20 {
+        alice.ask(&message(stamp(&chat, n), "old")).await?;
+    }
+    lab.jump(Duration::from_hours(2));
+    for n in 21..=25 {
+        alice.ask(&message(stamp(&chat, n), "new")).await?;
+    }
+    let mut bob = lab.connect(credential).await?;
+    let Event::Gap { range, .. } = bob.event().await? else { anyhow::bail!("no gap") };
+    ensure!((range.from.get(), range.to.get()) == (1, 20), "{range:?}");
+    let got = entries(&mut bob, 5).await?;
+    ensure!(got.iter().map(|(at, _)| at.get()).eq(21..=25), "what is young enough is pushed");
+    let history = Request::History(History { chat, range: Range::From(Seq::FIRST), limit: 100 });
+    let Reply::HistoryPage(page) = bob.ask(&history).await? else { anyhow::bail!("no history") };
+    ensure!(page.entries.len() == 25, "nothing is lost: the history has all");
+    Ok(())
+}
