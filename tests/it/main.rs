@@ -4,5 +4,6 @@ mod clients;
 mod commands;
 mod crash;
 mod door;
+mod full_disk;
 mod sessions;
 mod store;

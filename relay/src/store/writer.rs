@@ -14,6 +14,7 @@ use redb::Database;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 /// Writes in one commit, at most.
@@ -21,6 +22,8 @@ const BATCH_JOBS: usize = 2048;
 /// When a client whose write failed should try again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+/// How often a closed store is looked after.
+const CLOSED_POLL: Duration = Duration::from_millis(20);
 const FREE_SPACE_AGE: Duration = Duration::from_millis(200);
 
 /// An open transaction with the caches.
@@ -115,7 +118,7 @@ impl Writer {
     /// Runs until every [`super::Store`] is dropped and the queue is empty.
     pub(super) fn run(mut self) {
         let mut batch = Vec::new();
-        while let Some(first) = self.jobs.blocking_recv() {
+        while let Some(first) = self.next_job() {
             batch.push(first);
             while batch.len() < BATCH_JOBS {
                 match self.jobs.try_recv() {
@@ -126,6 +129,21 @@ impl Writer {
             self.run_batch(&mut batch);
         }
         self.shared.close();
+    }
+
+    /// Waits for a write; none once nobody can ask for one. A store that is closed is opened anew meanwhile, asked or
+    /// not: readers wait for it too.
+    fn next_job(&mut self) -> Option<Box<dyn Job>> {
+        loop {
+            if self.database().is_some() {
+                return self.jobs.blocking_recv();
+            }
+            match self.jobs.try_recv() {
+                Ok(job) => return Some(job),
+                Err(TryRecvError::Empty) => std::thread::sleep(CLOSED_POLL),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
     }
 
     fn run_batch(&mut self, batch: &mut Vec<Box<dyn Job>>) {
@@ -236,6 +254,7 @@ impl Writer {
                 tracing::warn!("the store was opened anew");
                 self.reopen_at = None;
                 let db = self.shared.open(db);
+                self.metrics.fanout_backlog.inc();
                 let _ = self.committed.send(Committed::Reopened);
                 Some(db)
             }
