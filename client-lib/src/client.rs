@@ -9,7 +9,8 @@ use crate::worker::{Job, Worker};
 use godwit_certs::tls::Crypto;
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
 use godwit_wire::frame::Receipt;
-use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
+use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -292,6 +293,7 @@ impl Client {
     pub fn create_group(&self, title: Title, members: Vec<Member>) -> Result<(ChatId, MessageId), Error> {
         let home = self.inner.device.home();
         let chat = ChatId::group(home, Uuid::now_v7()).map_err(|error| Error::Invalid(error.to_string()))?;
+        check_members(&self.inner.device.user(), &members)?;
         let outgoing = Outgoing::Create { kind: ChatKind::Group, title, participants: members };
         let id = self.put_one(&chat, outgoing)?;
         Ok((chat, id))
@@ -299,6 +301,9 @@ impl Client {
 
     /// Changes a chat's title, participants or roles. Who may, is decided at the home.
     pub fn update_chat(&self, chat: &ChatId, change: Change) -> Result<MessageId, Error> {
+        if let Change::Add(members) = &change {
+            check_members(&self.inner.device.user(), members)?;
+        }
         self.check_participant(chat)?;
         self.put_one(chat, Outgoing::Update(change))
     }
@@ -507,6 +512,20 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// What no home would take is not kept: it would stand in the way of what follows.
+fn check_members(own: &UserId, members: &[Member]) -> Result<(), Error> {
+    let count = members.len() + 1;
+    if count > limits::PARTICIPANTS {
+        let why = format!("{count} participants, at most {} are allowed", limits::PARTICIPANTS);
+        return Err(Error::Refused(Refusal::because(Code::TooLarge, why)));
+    }
+    let mut seen = BTreeSet::from([own]);
+    match members.iter().find(|member| !seen.insert(&member.user)) {
+        Some(member) => Err(Error::Invalid(format!("{} is named twice, or is yourself", member.user))),
+        None => Ok(()),
     }
 }
 

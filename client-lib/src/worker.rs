@@ -122,7 +122,8 @@ impl Worker {
             };
         };
         match (refusal.code, refusal.retry_after()) {
-            (Code::Replaced, _) => Some(REPLACED_WAIT + jitter(REPLACED_WAIT)),
+            // Its own fault, which a later version may not have; not to be repeated in a hurry.
+            (Code::Replaced | Code::Malformed, _) => Some(REPLACED_WAIT + jitter(REPLACED_WAIT)),
             // The relay's time is the least; the spread on top keeps a herd apart.
             (_, Some(wait)) => Some(wait + jitter(wait / 2)),
             (code, None) if code.is_passing() => Some(back_off()),

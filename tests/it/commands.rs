@@ -197,6 +197,14 @@ async fn refusals_faults_and_their_exit_codes() -> Result<()> {
     town.refused("alice", &["send", "eu:nonsense", "x"], 2)?;
     town.refused("alice", &["frobnicate"], 2)?;
     town.refused("alice", &["direct", "alice@eu"], 2)?;
+    town.refused("alice", &["new", "x", "bob@eu", "bob@eu"], 2)?;
+    let crowd: Vec<String> = (0..1100).map(|i| format!("u{i}@eu")).collect();
+    let mut args = vec!["new", "big"];
+    args.extend(crowd.iter().map(String::as_str));
+    let said = town.refused("alice", &args, 3)?;
+    ensure!(said.contains("1101 participants, at most 1024"), "{said}");
+    town.chat("alice", &["send", &chat, "and the home is well"])?;
+    town.json("bob", &["listen", "--count", "1", "--for", "20"])?;
     town.refused("unknown", &["chats"], 2)?;
     // A used token; and a home keeps its device.
     let (home, token) = (town.path("carol"), town.token("carol")?);

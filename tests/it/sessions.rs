@@ -259,12 +259,23 @@ async fn an_unknown_request_is_unsupported_and_the_connection_lives() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_read_is_refused_and_the_connection_lives() -> Result<()> {
+    let lab = Lab::start().await?;
+    let (alice, _bob, chat) = pair(&lab).await?;
+    let mut lane = alice.lane().await?;
+    lane.send.write_all(&[3, 0, 0, 0, 7, 3, 255]).await?;
+    let (number, reply) = lane.reply().await?;
+    ensure!(number == 7 && matches!(&reply, Reply::Refused(r) if r.code == Code::Malformed), "{reply:?}");
+    ensure!(matches!(alice.ask(&message(stamp(&chat, 2), "on")).await?, Reply::Sent { .. }), "lives");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_ends_its_own_connection_only() -> Result<()> {
     let lab = Lab::start().await?;
     let (alice, mut bob, chat) = pair(&lab).await?;
     let oversize = u32::try_from(limits::FRAME_BYTES + 1)?.to_le_bytes().to_vec();
-    let malformed = vec![3, 0, 0, 0, 1, 3, 255];
-    for (i, bytes) in [oversize, malformed, vec![255; 100]].into_iter().enumerate() {
+    for (i, bytes) in [oversize, vec![255; 100], [[3, 0, 0, 0, 1, 3, 255]; 65].concat()].into_iter().enumerate() {
         let eve = lab.session(&format!("eve@eu/d{i}")).await?;
         let mut lane = eve.lane().await?;
         lane.send.write_all(&bytes).await?;

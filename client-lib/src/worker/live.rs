@@ -408,7 +408,8 @@ impl Live {
         match self.asked.remove(&number) {
             Some(Asked::Numbered { chat, n, id }) => self.outcome(worker, chat, n, id, reply),
             Some(Asked::Acks(acks)) => {
-                if !matches!(reply, Reply::Done) {
+                // One that will be refused again is not repeated; the next one covers it.
+                if matches!(&reply, Reply::Refused(refusal) if refusal.code.is_passing()) {
                     for ack in acks {
                         note(&mut worker.unacknowledged, ack.chat, ack.up_to);
                     }

@@ -15,7 +15,7 @@ pub const PREFIX_BYTES: usize = 4;
 pub enum CodecError {
     #[error("a frame of {len} bytes, at most {max} are allowed", max = limits::FRAME_BYTES)]
     TooLarge { len: usize },
-    #[error("a frame that cannot be read")]
+    #[error("a field is missing, over its limit, or holds a value that is not allowed")]
     Malformed { request: Option<u32> },
 }
 

@@ -16,6 +16,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// Requests of one lane that cannot be read, above which the connection is ended.
+const BAD_REQUESTS: u32 = 64;
 /// Batches of one lane that wait for their replies.
 const PIPELINED: usize = 64;
 
@@ -100,10 +102,24 @@ async fn read(
     reader: &mut FrameReader,
     pending: mpsc::Sender<Pending>,
 ) -> Result<(), Refusal> {
-    let (mut numbers, mut commands) = (Vec::new(), Vec::new());
+    let (mut numbers, mut commands, mut bad) = (Vec::new(), Vec::new(), 0);
     loop {
         while let Some(frame) = reader.next_frame().map_err(|error| malformed(&error))? {
-            let (number, decoded) = codec::decode_numbered(&frame).map_err(|error| malformed(&error))?;
+            let (number, decoded) = match codec::decode_numbered(&frame) {
+                Ok(decoded) => decoded,
+                // The frame's bounds are known, and whose it is: the request is refused, and the connection lives on. A
+                // client that makes one such request may have it in its outbox, and must get past it.
+                Err(error @ CodecError::Malformed { request: Some(number) }) if bad < BAD_REQUESTS => {
+                    bad += 1;
+                    edge.metrics.malformed.inc();
+                    submit(edge, &mut numbers, &mut commands, &pending).await;
+                    if pending.send(Pending::Ready(number, Reply::Refused(malformed(&error)))).await.is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(malformed(&error)),
+            };
             let next = match decoded {
                 Decoded::Unknown { variant } => Pending::Ready(number, Reply::Unsupported { variant }),
                 Decoded::Frame(request) => match take(edge, session, request) {
