@@ -167,6 +167,10 @@ impl AuthorityDir {
 
     /// A token that enrols `device` once.
     pub fn token(&self, device: &DeviceId, life: Duration, now: UnixMillis) -> Result<String, FolderError> {
+        let issuer = self.0.join(device.home().as_str()).join("issuer.crt");
+        if !issuer.exists() {
+            return Err(unreadable(&issuer, format!("is not there: no relay of this authority enrols {device}")));
+        }
         let signer = TokenSigner::from_pem(&read(&self.0.join("tokens.key"))?)?;
         Ok(signer.sign(device, &uuid::Uuid::now_v7().to_string(), life, now)?)
     }

@@ -158,6 +158,8 @@ const BAD_CERTIFICATE: u64 = 42;
 const CERTIFICATE_EXPIRED: u64 = 45;
 const CERTIFICATE_UNKNOWN: u64 = 46;
 const UNKNOWN_CA: u64 = 48;
+/// A signature that does not verify: another authority of the same name.
+const DECRYPT_ERROR: u64 = 51;
 
 /// Why a connection ended, as an app hears it.
 pub(crate) fn ended(error: &ConnectionError, address: SocketAddr) -> Error {
@@ -169,17 +171,16 @@ pub(crate) fn ended(error: &ConnectionError, address: SocketAddr) -> Error {
             let code = u64::from(close.error_code);
             match code.checked_sub(CRYPTO_ERROR) {
                 Some(CERTIFICATE_EXPIRED) => Error::Refused(Code::CertificateExpired.into()),
-                Some(BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | UNKNOWN_CA) => Error::Refused(Refusal::because(
-                    Code::Unauthenticated,
-                    "the relay's authority did not issue this certificate",
-                )),
+                Some(BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | UNKNOWN_CA | DECRYPT_ERROR) => Error::Refused(
+                    Refusal::because(Code::Unauthenticated, "the relay's authority did not issue this certificate"),
+                ),
                 _ => Error::Unreachable(format!("{address}: {close}")),
             }
         }
         ConnectionError::TransportError(error) => {
             let code = u64::from(error.code);
             match code.checked_sub(CRYPTO_ERROR) {
-                Some(BAD_CERTIFICATE | CERTIFICATE_EXPIRED | CERTIFICATE_UNKNOWN | UNKNOWN_CA) => {
+                Some(BAD_CERTIFICATE | CERTIFICATE_EXPIRED | CERTIFICATE_UNKNOWN | UNKNOWN_CA | DECRYPT_ERROR) => {
                     Error::Certificates(format!("{address}: the relay's certificate is not of our authority: {error}"))
                 }
                 _ => Error::Unreachable(format!("{address}: {error}")),

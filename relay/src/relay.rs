@@ -17,6 +17,7 @@ use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig
 use quinn_proto::HashedConnectionIdGenerator;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,11 +124,18 @@ impl Relay {
         let tls = tls::relay(crypto, &files.root, served.clone(), Tickets::Stateless(ticketer), alpn)?;
 
         let metrics = Metrics::default();
-        std::fs::create_dir_all(&config.data)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.data)
             .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
         let path = config.data.join(file::NAME);
         let opener = file::opener(path, id.region(), config.store.cache.bytes());
         let free = file::free_bytes(config.data.clone());
+        let reserve = config.store_limits().reserve_bytes;
+        if let Some(free) = free().filter(|free| *free < reserve) {
+            tracing::error!(free_bytes = free, reserve_bytes = reserve, "free disk space is below the reserve");
+        }
         let OpenStore { store, committed, thread } =
             Store::open(opener, Some(free), &config.store_limits(), crypto.clock.clone(), metrics.clone())?;
 

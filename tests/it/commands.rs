@@ -243,6 +243,8 @@ async fn refusals_faults_and_their_exit_codes() -> Result<()> {
     town.relay.kill().await?;
     std::fs::write(Path::new(&data).join("store.redb"), "x".repeat(10_000))?;
     fail("godwit", &["store", "check", "--data", &data], 6)?;
+    fail("godwit", &["store", "check", "--data", &town.path("nowhere")], 2)?;
+    fail("godwit", &["revoke", "not a device"], 2)?;
     std::fs::write(Path::new(&town.path("eve")).join("device.db"), "x".repeat(10_000))?;
     town.refused("eve", &["chats"], 6)?;
     Ok(())
@@ -309,7 +311,7 @@ async fn a_relay_runs_from_a_configuration() -> Result<()> {
     };
     std::fs::write(&config, text("0"))?;
     let said = fail("godwit", &["relay", "--config", &config], 2)?;
-    ensure!(said.contains("relay.toml:7: must be a whole number from 1"), "{said}");
+    ensure!(said.contains("relay.toml:7: sends_per_second: must be a whole number from 1"), "{said}");
     std::fs::write(&config, text("77"))?;
     let shown = succeed("godwit", &["config", "--config", &config])?;
     ensure!(shown.contains("sends_per_second = 77  # ") && shown.contains("relay.toml:7"), "{shown}");
@@ -335,6 +337,34 @@ async fn a_relay_runs_from_a_configuration() -> Result<()> {
         "godwit_inbox_oldest_age_seconds",
     ] {
         ensure!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
+    Ok(())
+}
+
+/// Output that goes nowhere, and readers who have enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_outputs_end_commands_without_a_panic() -> Result<()> {
+    let town = Town::new(&["alice", "bob"]).await?;
+    let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();
+    let lines: Vec<String> = (0..200).map(|n| format!("{n}\n")).collect();
+    run_with_input("godwit-chat", &["--home", &town.path("alice"), "send", &chat, "-"], &lines.concat())?;
+    let bin = commands().display();
+    let (alice, bob, none) = (town.path("alice"), town.path("bob"), town.path("none"));
+    for (script, expected) in [
+        (format!("{bin}/godwit config >/dev/full"), 1),
+        (format!("{bin}/godwit frobnicate 2>/dev/full"), 2),
+        (format!("{bin}/godwit-chat --home {none} chats 2>/dev/full"), 2),
+        (format!("{bin}/godwit-chat --home {alice} history {chat} >/dev/full"), 1),
+        (
+            format!("{bin}/godwit-chat --home {alice} history {chat} --limit 200 | head -n 1; exit ${{PIPESTATUS[0]}}"),
+            0,
+        ),
+        (format!("{bin}/godwit-chat --home {bob} listen --for 20 | head -n 2; exit ${{PIPESTATUS[0]}}"), 0),
+    ] {
+        let output = std::process::Command::new("bash").args(["-c", &script]).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(expected), "{script}: {} instead of {expected}: {errors}", output.status);
+        ensure!(!errors.contains("panicked"), "{script}: {errors}");
     }
     Ok(())
 }

@@ -91,6 +91,7 @@ async fn bad_tokens_and_requests_are_refused_with_their_own_reason() -> Result<(
     let forged = other.token(&phone(), minute, Clock::system().now())?;
     ensure!(refused(forged, csr.clone()).await? == Code::TokenInvalid, "forged");
     ensure!(refused("not a token".into(), csr.clone()).await? == Code::TokenInvalid, "no token");
+    lab.authority.init(&"us".parse()?, Clock::system().now())?;
     let abroad = lab.authority.token(&"alice@us/phone".parse()?, minute, Clock::system().now())?;
     ensure!(refused(abroad, csr).await? == Code::WrongDevice, "another region");
     // A request that asks for somebody else's name.

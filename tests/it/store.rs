@@ -311,7 +311,11 @@ fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(file::NAME);
     let open = || file::opener(path.clone(), "eu".parse().expect("a region"), 1 << 20)();
-    for (text, what) in [("not a database".repeat(1000), "damaged"), ("short".to_owned(), "damaged")] {
+    for (text, what) in
+        [("not a database".repeat(1000), "damaged"), ("short".to_owned(), "damaged"), (String::new(), "damaged")]
+    {
+        std::fs::write(&path, &text)?;
+        ensure!(file::check(&path).is_err() && std::fs::read(&path)? == text.as_bytes(), "a check changed it");
         std::fs::write(&path, &text)?;
         let error = open().map(drop).expect_err("opened").to_string();
         ensure!(error.contains(what), "{error}");
@@ -319,6 +323,8 @@ fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
     }
     std::fs::remove_file(&path)?;
     let store = open()?;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path)?.permissions());
+    ensure!(mode & 0o777 == 0o600, "others may read it: {mode:o}");
     ensure!(matches!(open(), Err(StoreError::InUse(_))), "in use");
     drop(store);
     let other = file::opener(path.clone(), "us".parse()?, 1 << 20)();

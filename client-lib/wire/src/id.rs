@@ -133,6 +133,9 @@ impl UserId {
         check_whole("user id", text)?;
         let (name, region) =
             text.split_once('@').ok_or(IdError::Form { id: "user id", form: "alice@eu (name@region)" })?;
+        if region.contains('/') {
+            return Err(IdError::Form { id: "user id", form: "alice@eu (name@region), without a device" });
+        }
         check_name("user name", name)?;
         check_region(region)?;
         Ok(Self(text.into()))

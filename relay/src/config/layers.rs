@@ -71,6 +71,16 @@ fn leaves(table: &Table, prefix: &str) -> Vec<(String, Value)> {
     all
 }
 
+/// An error's message, with the key of its line if the message does not name it.
+fn named(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let line = error.span().and_then(|span| text.lines().nth(line_of(text, span.start) - 1));
+    match line.and_then(|line| line.split_once('=')) {
+        Some((key, _)) if !message.contains(key.trim()) => format!("{}: {message}", key.trim()),
+        _ => message.to_owned(),
+    }
+}
+
 fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
 }
@@ -87,7 +97,7 @@ impl Layers {
         let at = |error: toml::de::Error| ConfigError::File {
             path: path.to_owned(),
             line: error.span().map_or(1, |span| line_of(text, span.start)),
-            what: error.message().to_owned(),
+            what: named(text, &error),
         };
         // Read as a configuration first: its errors know their place.
         toml::from_str::<Config>(text).map_err(at)?;
@@ -203,11 +213,14 @@ mod tests {
     fn what_is_wrong_is_named_with_its_line() {
         for (text, expected) in [
             ("listen = \"127.0.0.1:1\"\nlisten_on = 3\n", "relay.toml:2: unknown field `listen_on`"),
-            ("[limits]\n\nsends_per_second = 0\n", "relay.toml:3: must be a whole number from 1 to 1000000000"),
-            ("[store]\ncache = \"lots\"\n", "relay.toml:2: must be a size such as 4096 or \"64 MiB\""),
-            ("[store]\ncache = \"4 KiB\"\n", "relay.toml:2: must be at least 1 MiB, not 4 KiB"),
-            ("[delivery]\nack_timeout = \"1ms\"\n", "relay.toml:2: must be at least 100ms"),
-            ("admin = \"0.0.0.0:9443\"\n", "relay.toml:1: must be a loopback address"),
+            (
+                "[limits]\n\nsends_per_second = 0\n",
+                "relay.toml:3: sends_per_second: must be a whole number from 1 to 1000000000",
+            ),
+            ("[store]\ncache = \"lots\"\n", "relay.toml:2: cache: must be a size such as 4096 or \"64 MiB\""),
+            ("[store]\ncache = \"4 KiB\"\n", "relay.toml:2: cache: must be at least 1 MiB, not 4 KiB"),
+            ("[delivery]\nack_timeout = \"1ms\"\n", "relay.toml:2: ack_timeout: must be at least 100ms"),
+            ("admin = \"0.0.0.0:9443\"\n", "relay.toml:1: admin: must be a loopback address"),
             ("listen = \"nowhere\"\n", "relay.toml:1: "),
             ("listen = \n", "relay.toml:1: "),
         ] {

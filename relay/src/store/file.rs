@@ -7,6 +7,7 @@ use godwit_core::{Chat, Entry};
 use godwit_wire::{ChatId, RegionId, Seq};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ pub const NAME: &str = "store.redb";
 /// How to open the store file at `path` for `region`; makes it if there is none.
 pub fn opener(path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
     Arc::new(move || {
+        if !path.exists() {
+            create(&path, &region)?;
+        }
         let database = open(&path, cache_bytes)?;
         prepare(&database, &path, &region)?;
         Ok(database)
@@ -34,9 +38,32 @@ pub fn free_bytes(path: PathBuf) -> Box<dyn Fn() -> Option<u64> + Send + Sync> {
     })
 }
 
+/// Makes a store under another name and gives it its own once it is whole: an empty or half-made file under that name
+/// is a store that was damaged, not one to begin anew. Only the owner may read it.
+fn create(path: &Path, region: &RegionId) -> Result<(), StoreError> {
+    let making = path.with_extension("new");
+    let io = |source| StoreError::File { path: making.clone(), source };
+    match std::fs::remove_file(&making) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).map_err(io)?;
+    let database = Database::builder().create(&making)?;
+    prepare(&database, &making, region)?;
+    drop(database);
+    std::fs::rename(&making, path).map_err(io)?;
+    match path.parent() {
+        Some(folder) => std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io),
+        None => Ok(()),
+    }
+}
+
 fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
     let at = |what: &dyn ToString| StoreError::Corrupt { path: path.to_owned(), what: what.to_string() };
-    match Database::builder().set_cache_size(cache_bytes).create(path) {
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+        return Err(at(&"an empty file"));
+    }
+    match Database::builder().set_cache_size(cache_bytes).open(path) {
         Ok(database) => Ok(database),
         Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse(path.to_owned())),
         Err(redb::DatabaseError::UpgradeRequired(version)) => Err(at(&format!("redb file format {version}"))),
@@ -91,7 +118,7 @@ pub fn generation(database: &Database) -> Result<u64, StoreError> {
 /// starts on that.
 pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
     let io = |source| StoreError::File { path: to.to_owned(), source };
-    OpenOptions::new().write(true).create_new(true).open(to).map_err(io)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(io)?;
     let from = database.begin_read()?;
     let target = Database::builder().create(to)?;
     for table in RECORDS {

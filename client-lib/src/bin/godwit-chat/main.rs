@@ -9,6 +9,11 @@ use godwit_client::{ChatId, Error, MessageState, Seq, UserId};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// By Ctrl-C, and by SIGTERM; what is unsent stays in the outbox.
+const INTERRUPTED: u8 = 130;
+const TERMINATED: u8 = 143;
 
 /// Talk through a Godwit relay, as one device of one user.
 ///
@@ -32,7 +37,7 @@ enum Verb {
     /// Enrols this device, once, with a token.
     Enrol {
         /// host:port; may be given several times.
-        #[arg(long, required = true)]
+        #[arg(long, required = true, value_parser = address)]
         relay: Vec<String>,
         /// The root's certificate, PEM.
         #[arg(long)]
@@ -102,6 +107,19 @@ impl Wait {
     }
 }
 
+/// `host:port`, whether such a host exists or not.
+fn address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
+        _ => Err("must look like relay.example:4433 (host:port)".to_owned()),
+    }
+}
+
+/// Standard output was closed, as by `head`: whoever read has enough.
+fn is_enough(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 fn exit_code(error: &Error) -> u8 {
     match error {
         Error::Refused(_) | Error::Certificates(_) => 3,
@@ -119,28 +137,36 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        // Standard error may be gone; complaining about it there would end the command.
+        .log_internal_errors(false)
         .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("godwit-chat: {error}");
+            print::say(&format!("godwit-chat: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let result = runtime.block_on(async {
+        let mut terminate = match signal(SignalKind::terminate()) {
+            Ok(terminate) => terminate,
+            Err(source) => return Ok(Err(Error::Io { path: PathBuf::from("signals"), source })),
+        };
         tokio::select! {
-            result = verbs::run(args) => Some(result),
-            _ = tokio::signal::ctrl_c() => None,
+            result = verbs::run(args) => Ok(result),
+            _ = tokio::signal::ctrl_c() => Err(INTERRUPTED),
+            _ = terminate.recv() => Err(TERMINATED),
         }
     });
     // Reading a terminal cannot be interrupted; nothing else is left to wait for.
     runtime.shutdown_background();
     match result {
-        Some(Ok(())) => ExitCode::SUCCESS,
-        Some(Err(error)) => {
-            eprintln!("godwit-chat: {error}");
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) if is_enough(&error) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            print::say(&format!("godwit-chat: {error}"));
             ExitCode::from(exit_code(&error))
         }
-        None => ExitCode::from(130),
+        Err(code) => ExitCode::from(code),
     }
 }

@@ -21,6 +21,21 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// Says something on standard error, if anybody listens.
+pub(crate) fn say(text: &str) {
+    // There is nowhere left to complain.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// What others wrote, without what a terminal would obey.
+fn safe(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe
+}
+
 fn members(members: &[Member]) -> Value {
     members.iter().map(|m| json!({"user": m.user.as_str(), "role": m.role.as_str()})).collect()
 }
@@ -114,8 +129,8 @@ pub(crate) fn event_json(event: &Event) -> Value {
     }
 }
 
-fn text(content: &Content) -> &str {
-    content.as_text().unwrap_or("(needs a newer version)")
+fn text(content: &Content) -> String {
+    safe(content.as_text().unwrap_or("(needs a newer version)"))
 }
 
 fn change_text(change: &Change) -> String {
@@ -169,7 +184,7 @@ pub(crate) fn history_json(chat: &ChatId, entry: &HistoryEntry) -> Value {
 
 pub(crate) fn history_text(entry: &HistoryEntry) -> String {
     let what = match &entry.what {
-        HistoryBody::Message(content) => text(content).to_owned(),
+        HistoryBody::Message(content) => text(content),
         HistoryBody::Created { title, .. } => format!("created the chat {:?}", title.as_str()),
         HistoryBody::Updated(change) => change_text(change),
         HistoryBody::Redaction { of } => format!("erased #{of}"),
@@ -192,4 +207,15 @@ pub(crate) fn chat_text(chat: &Chat, participants: &[Member]) -> String {
     let names: Vec<&str> = participants.iter().map(|m| m.user.as_str()).collect();
     let role = chat.role.map_or("left", godwit_client::Role::as_str);
     format!("{}  {}  {role}  {:?}  {}", chat.id, kind(chat.kind), chat.title.as_str(), names.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_not_told_what_to_do() {
+        let content = Content::text("a\u{1b}[31mred\u{7}\u{9b}2J\r\n\u{e4}");
+        assert_eq!(text(&content), "a\\u{1b}[31mred\\u{7}\\u{9b}2J\\r\\n\u{e4}");
+    }
 }

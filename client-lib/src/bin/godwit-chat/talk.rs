@@ -1,6 +1,7 @@
 //! The interactive chat.
 
 use crate::print;
+use crate::verbs::out as say;
 use godwit_client::{ChatId, Client, Content, Error, Event, UserId};
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub(crate) async fn run(client: &Client) -> Result<(), Error> {
             }
         }
     });
-    println!("{}: {HELP}", client.device());
+    say(&format!("{}: {HELP}", client.device()))?;
     let mut open = None;
     loop {
         tokio::select! {
@@ -27,9 +28,9 @@ pub(crate) async fn run(client: &Client) -> Result<(), Error> {
                 let Some(next) = next else { return Ok(()) };
                 let next = next?;
                 if let Event::ConnectionChanged(state) = &next.event {
-                    eprintln!("({state:?})");
+                    print::say(&format!("({state:?})"));
                 } else if let Some(text) = print::event_text(&next.event) {
-                    println!("{text}");
+                    say(&text)?;
                 }
                 client.acknowledge(&next)?;
             }
@@ -41,7 +42,7 @@ pub(crate) async fn run(client: &Client) -> Result<(), Error> {
                 }
                 // A slip is told, and the chat goes on.
                 if let Err(error) = command(client, line.trim(), &mut open).await {
-                    eprintln!("({error})");
+                    print::say(&format!("({error})"));
                 }
             }
         }
@@ -55,22 +56,22 @@ async fn command(client: &Client, line: &str, open: &mut Option<ChatId>) -> Resu
         ("", _) => {}
         ("/chats", _) => {
             for chat in client.chats()? {
-                println!("{}", print::chat_text(&chat, &client.participants(&chat.id)?));
+                say(&print::chat_text(&chat, &client.participants(&chat.id)?))?;
             }
         }
         ("/open", chat) => *open = Some(chat.parse::<ChatId>().map_err(|error| invalid(&error))?),
         ("/direct", user) => {
             let user: UserId = user.parse().map_err(|error| invalid(&error))?;
             let (chat, _) = client.direct(user)?;
-            println!("{chat}");
+            say(&chat.to_string())?;
             *open = Some(chat);
         }
         ("/history", _) => {
             for entry in client.history(&opened()?, None, 20).await? {
-                println!("{}", print::history_text(&entry));
+                say(&print::history_text(&entry))?;
             }
         }
-        (verb, _) if verb.starts_with('/') => println!("{HELP}"),
+        (verb, _) if verb.starts_with('/') => say(HELP)?,
         _ => {
             client.send(&opened()?, Content::text(line))?;
         }

@@ -1,6 +1,6 @@
 //! What each verb does.
 
-use crate::print::{self, line};
+use crate::print;
 use crate::{Args, Verb, Wait, talk};
 use godwit_client::{
     ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Member, MessageId, MessageState, Role,
@@ -24,8 +24,12 @@ const LINES: usize = 256;
 /// Lines on their way before more are read.
 const AHEAD: usize = 4 * LINES;
 
-fn io(source: std::io::Error) -> Error {
-    Error::Io { path: PathBuf::from("standard output"), source }
+/// Prints a line.
+///
+/// # Errors
+/// [`Error::Io`]; of kind `BrokenPipe` if nobody reads any more, which ends the command in peace.
+pub(crate) fn out(text: &str) -> Result<(), Error> {
+    print::line(text).map_err(|source| Error::Io { path: PathBuf::from("standard output"), source })
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
@@ -34,8 +38,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         let authority_pem = std::fs::read_to_string(&authority)
             .map_err(|error| Error::Invalid(format!("--authority {}: {error}", authority.display())))?;
         let device = godwit_client::enrol(EnrolOptions { home, relays: relay, authority_pem, token }).await?;
-        return line(&if json { json!({"device": device.as_str()}).to_string() } else { format!("enrolled {device}") })
-            .map_err(io);
+        return out(&if json { json!({"device": device.as_str()}).to_string() } else { format!("enrolled {device}") });
     }
     let client = Client::open(ClientOptions::new(home))?;
     let result = match verb {
@@ -49,26 +52,32 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         }
         Some(Verb::Listen { count, seconds }) => listen(&client, count, seconds, json).await,
         Some(Verb::History { chat, before, limit }) => history(&client, &chat, before, limit, json).await,
-        Some(Verb::Redact { chat, seq }) => redact(&client, &chat, seq).await,
+        Some(Verb::Redact { chat, seq }) => redact(&client, chat, seq, json).await,
     };
     client.close().await;
     result
 }
+
+/// What a wait that ran out leaves behind.
+const KEPT: &str = "it is kept, and sent when a command of this home reaches a relay";
 
 /// A wait that ran out while there is no connection says why there is none.
 async fn wait_for(client: &Client, id: MessageId, state: MessageState, timeout: Duration) -> Result<(), Error> {
     match client.wait_for(id, state, timeout).await {
         Ok(_) => Ok(()),
         Err(Error::TimedOut(timeout)) if client.owns_connection() => {
-            client.wait_connected(Duration::ZERO).await?;
-            Err(Error::TimedOut(timeout))
+            match client.wait_connected(Duration::ZERO).await {
+                Err(Error::Unreachable(why)) => Err(Error::Unreachable(format!("{why}; {KEPT}"))),
+                Err(error) => Err(error),
+                Ok(()) => Err(Error::Unreachable(format!("{}; {KEPT}", Error::TimedOut(timeout)))),
+            }
         }
         Err(error) => Err(error),
     }
 }
 
 fn print_chat(chat: &ChatId, json: bool) -> Result<(), Error> {
-    line(&if json { json!({"chat": chat.to_string()}).to_string() } else { chat.to_string() }).map_err(io)
+    out(&if json { json!({"chat": chat.to_string()}).to_string() } else { chat.to_string() })
 }
 
 async fn direct(client: &Client, user: UserId, json: bool) -> Result<(), Error> {
@@ -103,7 +112,7 @@ async fn chats(client: &Client, json: bool) -> Result<(), Error> {
     if let Err(error) = client.wait_synced(FRESHEN).await {
         match error {
             Error::Refused(_) => return Err(error),
-            other => eprintln!("godwit-chat: {other}; this is what the device has"),
+            other => print::say(&format!("godwit-chat: {other}; this is what the device has")),
         }
     }
     for chat in client.chats()? {
@@ -113,7 +122,7 @@ async fn chats(client: &Client, json: bool) -> Result<(), Error> {
         } else {
             print::chat_text(&chat, &participants)
         };
-        line(&text).map_err(io)?;
+        out(&text)?;
     }
     Ok(())
 }
@@ -126,15 +135,15 @@ async fn history(client: &Client, chat: &ChatId, before: Option<Seq>, limit: u32
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     for entry in client.history(chat, before, limit).await? {
         let text = if json { print::history_json(chat, &entry).to_string() } else { print::history_text(&entry) };
-        line(&text).map_err(io)?;
+        out(&text)?;
     }
     Ok(())
 }
 
-async fn redact(client: &Client, chat: &ChatId, seq: Seq) -> Result<(), Error> {
-    ready(client, chat).await?;
-    let id = client.redact(chat, seq)?;
-    wait_for(client, id, MessageState::Sent, PATIENCE).await
+async fn redact(client: &Client, chat: ChatId, seq: Seq, json: bool) -> Result<(), Error> {
+    ready(client, &chat).await?;
+    let id = client.redact(&chat, seq)?;
+    Sending { client, chat, wait: Wait::Sent, timeout: PATIENCE, json, n: 0 }.sent(id).await
 }
 
 /// A device that is new, or was just added, may not know the chat yet.
@@ -253,13 +262,12 @@ impl Sending<'_> {
                 "chat": self.chat.to_string(), "seq": message.seq.map(Seq::get), "n": self.n,
                 "at": message.at.map(print::time),
             });
-            return line(&value.to_string()).map_err(io);
+            return out(&value.to_string());
         }
         match (message.seq, message.at) {
-            (Some(seq), Some(at)) => line(&format!("sent #{seq} {}", print::time(at))),
-            _ => line("kept, to be sent"),
+            (Some(seq), Some(at)) => out(&format!("sent #{seq} {}", print::time(at))),
+            _ => out("kept, to be sent"),
         }
-        .map_err(io)
     }
 }
 
@@ -284,7 +292,7 @@ async fn listen(client: &Client, count: Option<u64>, seconds: Option<f64>, json:
         let next = next?;
         let text = if json { Some(print::event_json(&next.event).to_string()) } else { print::event_text(&next.event) };
         if let Some(text) = text {
-            line(&text).map_err(io)?;
+            out(&text)?;
         }
         // Only now: what was not printed comes again.
         client.acknowledge(&next)?;

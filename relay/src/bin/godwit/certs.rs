@@ -1,6 +1,6 @@
 //! `godwit certs`: the authority's folder.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, print, say};
 use crate::shown;
 use godwit_certs::folder::AuthorityDir;
 use godwit_wire::{Clock, DeviceId, RegionId, RelayId};
@@ -31,7 +31,7 @@ pub(crate) enum Verb {
         /// For example alice@eu/phone
         #[arg(long)]
         device: DeviceId,
-        /// At most 24 hours.
+        /// At most 24 hours. Relays allow a minute more, for clocks that differ.
         #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
         ttl: Duration,
     },
@@ -43,14 +43,14 @@ pub(crate) fn run(verb: Verb) -> Result<(), Fault> {
         Verb::Init { dir, region } => {
             let authority = AuthorityDir::new(dir);
             authority.init(&region, now)?;
-            eprintln!("made the issuer of {region} in {}", shown(authority.path()).display());
-            eprintln!("keep root.key and tokens.key off the relays' machines");
+            say(&format!("made the issuer of {region} in {}", shown(authority.path()).display()));
+            say("keep root.key and tokens.key off the relays' machines");
         }
         Verb::Relay { dir, id } => {
             let folder = AuthorityDir::new(dir).relay(&id, now)?;
-            eprintln!("made {}: set `certs` to it", shown(folder.path()).display());
+            say(&format!("made {}: set `certs` to it", shown(folder.path()).display()));
         }
-        Verb::Token { dir, device, ttl } => println!("{}", AuthorityDir::new(dir).token(&device, ttl, now)?),
+        Verb::Token { dir, device, ttl } => print(&AuthorityDir::new(dir).token(&device, ttl, now)?)?,
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `godwit dev`: one relay with its own authority, ready to try.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, print};
 use crate::{run, shown};
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::identity;
@@ -59,22 +59,19 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
 fn introduce(relay: &Relay, authority: &AuthorityDir) -> Result<(), Fault> {
     let region = relay.id.region();
     let root = shown(&authority.root_certificate_path());
-    println!("\n# Enrol two devices (each token works once, within ten minutes):");
+    print("\n# Enrol two devices (each token works once, within ten minutes):")?;
     for name in ["alice", "bob"] {
         let user: UserId = format!("{name}@{region}").parse().expect("a region makes a user's id");
         let device = user.device("phone").expect("a user makes a device's id");
         let token = authority.token(&device, TOKEN_LIFE, Clock::system().now())?;
-        println!(
-            "godwit-chat enrol --home {name} --relay {} --authority {} --token {token}",
-            relay.quic,
-            root.display()
-        );
+        let (quic, root) = (relay.quic, root.display());
+        print(&format!("godwit-chat enrol --home {name} --relay {quic} --authority {root} --token {token}"))?;
     }
-    println!("\n# Let them talk:");
-    println!("CHAT=$(godwit-chat --home alice direct bob@{region})");
-    println!("godwit-chat --home alice send \"$CHAT\" 'hello bob'");
-    println!("godwit-chat --home bob listen --count 1");
-    println!("\n# More tokens:");
-    println!("godwit certs token --dir {} --device carol@{region}/phone", shown(authority.path()).display());
+    print("\n# Let them talk:")?;
+    print(&format!("CHAT=$(godwit-chat --home alice direct bob@{region})"))?;
+    print("godwit-chat --home alice send \"$CHAT\" 'hello bob'")?;
+    print("godwit-chat --home bob listen --count 1")?;
+    print("\n# More tokens:")?;
+    print(&format!("godwit certs token --dir {} --device carol@{region}/phone", shown(authority.path()).display()))?;
     Ok(())
 }

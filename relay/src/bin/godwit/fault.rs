@@ -4,6 +4,7 @@ use godwit_certs::folder::FolderError;
 use godwit_relay::StartError;
 use godwit_relay::config::ConfigError;
 use godwit_relay::store::StoreError;
+use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Debug)]
@@ -25,9 +26,34 @@ impl Fault {
     }
 
     pub(crate) fn report(&self) -> ExitCode {
-        eprintln!("godwit: {:#}", self.error);
+        let mut text = self.error.to_string();
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            // Many errors name their cause themselves.
+            if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        say(&format!("godwit: {text}"));
         ExitCode::from(self.code)
     }
+}
+
+/// Prints a line on standard output, at once. Whoever stopped reading is no fault of ours.
+pub(crate) fn print(line: &str) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Fault::new(FAULT, anyhow::anyhow!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says something on standard error, if anybody listens.
+pub(crate) fn say(line: &str) {
+    // There is nowhere left to complain.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 impl From<anyhow::Error> for Fault {

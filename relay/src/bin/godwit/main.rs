@@ -45,7 +45,7 @@ enum Verb {
         #[arg(long, default_value = "127.0.0.1:9443")]
         admin: String,
         /// For example alice@eu/phone
-        device: String,
+        device: godwit_wire::DeviceId,
     },
 }
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
             Verb::Config(args) => run::describe(&args),
             Verb::Certs(verb) => certs::run(verb),
             Verb::Store(verb) => store::run(verb),
-            Verb::Revoke { admin, device } => store::post(&admin, "devices/revoke", &[("device", &device)]),
+            Verb::Revoke { admin, device } => store::post(&admin, "devices/revoke", &[("device", device.as_str())]),
         }
     });
     match result {

@@ -1,11 +1,11 @@
 //! `godwit relay` and `godwit config`.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, print};
 use crate::shown;
 use godwit_certs::tls::Crypto;
 use godwit_relay::config::Layers;
 use godwit_relay::{Config, Relay};
-use std::io::Write;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -53,8 +53,7 @@ impl Args {
 }
 
 pub(crate) fn describe(args: &Args) -> Result<(), Fault> {
-    print!("{}", args.layers()?.describe()?);
-    Ok(())
+    print(args.layers()?.describe()?.trim_end())
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Fault> {
@@ -66,7 +65,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
 pub(crate) fn start_log(filter: &str) -> Result<(), Fault> {
     let filter =
         EnvFilter::try_new(filter).map_err(|error| Fault::new(crate::fault::USAGE, anyhow::anyhow!("log: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // Standard error may be gone; complaining about it there would end the relay.
+        .log_internal_errors(false)
+        .init();
     Ok(())
 }
 
@@ -90,8 +95,7 @@ pub(crate) async fn serve(
         relay.admin,
         authority.display()
     );
-    let mut out = std::io::stdout();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(anyhow::Error::from)?;
+    print(&line)?;
     ready(&relay)?;
     loop {
         tokio::select! {

@@ -1,6 +1,6 @@
 //! `godwit store`, and asking a running relay.
 
-use crate::fault::{Fault, REFUSED, UNREACHABLE};
+use crate::fault::{Fault, REFUSED, UNREACHABLE, USAGE, print};
 use crate::shown;
 use godwit_relay::store::file;
 use std::path::PathBuf;
@@ -29,13 +29,18 @@ pub(crate) enum Verb {
 pub(crate) fn run(verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Check { data } => {
-            let report = file::check(&data.join(file::NAME))?;
-            println!(
-                "{} chats, {} entries, {} devices, {} inbox rows",
-                report.chats, report.entries, report.devices, report.inbox_rows
-            );
-            for fault in &report.faults {
-                println!("fault: {fault}");
+            let path = data.join(file::NAME);
+            if !path.exists() {
+                return Err(Fault::new(
+                    USAGE,
+                    anyhow::anyhow!("--data {}: there is no {} in it", data.display(), file::NAME),
+                ));
+            }
+            let report = file::check(&path)?;
+            let godwit_relay::store::file::Report { chats, entries, devices, inbox_rows, faults } = &report;
+            print(&format!("{chats} chats, {entries} entries, {devices} devices, {inbox_rows} inbox rows"))?;
+            for fault in faults {
+                print(&format!("fault: {fault}"))?;
             }
             if report.faults.is_empty() {
                 Ok(())
@@ -64,8 +69,7 @@ pub(crate) fn post(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<()
     let mut response = request.send_empty().map_err(unreachable)?;
     let text = response.body_mut().read_to_string().map_err(unreachable)?;
     if response.status().is_success() {
-        print!("{text}");
-        Ok(())
+        print(text.trim_end())
     } else {
         Err(Fault::new(REFUSED, anyhow::anyhow!("{}", text.trim())))
     }
