@@ -57,6 +57,8 @@ const RECONCILE_TICKS: u64 = 300;
 const IDLE_MILLIS: u64 = 1_000;
 /// Progress of a busy chat is saved when it is this many entries behind.
 const SAVE_LAG: u64 = 256;
+/// How often a store that is being opened anew is asked again.
+const STORE_POLL: Duration = Duration::from_millis(50);
 /// Users kept in memory who have no device connected.
 const IDLE_USERS: usize = 100_000;
 
@@ -219,7 +221,7 @@ impl Worker {
                     if count == 0 {
                         break;
                     }
-                    self.committed(&mut batch).await;
+                    self.committed(std::mem::take(&mut batch)).await;
                 }
             }
             self.flush_rows();
@@ -233,7 +235,7 @@ impl Worker {
         while let Ok(event) = committed.try_recv() {
             batch.push(event);
         }
-        self.committed(&mut batch).await;
+        self.committed(batch).await;
         let devices: Vec<DeviceId> = self.devices.keys().cloned().collect();
         for device in devices {
             self.detach(&device);
@@ -244,25 +246,38 @@ impl Worker {
         self.saves.finish().await;
     }
 
-    async fn committed(&mut self, batch: &mut Vec<Committed>) {
+    async fn committed(&mut self, batch: Vec<Committed>) {
+        let mut events = batch.into_iter();
+        self.meet(events.as_slice()).await;
+        while let Some(event) = events.next() {
+            self.metrics.fanout_backlog.dec();
+            match event {
+                Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
+                Committed::Revoked { device } => self.revoked(&device),
+                // These forget users; entries of theirs may follow.
+                Committed::Enrolled { device, enrolment } => {
+                    self.enrolled(device, enrolment).await;
+                    self.meet(events.as_slice()).await;
+                }
+                Committed::Reopened => {
+                    self.reopened().await;
+                    self.meet(events.as_slice()).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until the recipients of all of `events` are known: one whose devices were not read would count as served.
+    async fn meet(&mut self, events: &[Committed]) {
         let mut unknown = HashSet::new();
-        for event in batch.iter() {
+        for event in events {
             if let Committed::Entry { recipients, .. } = event {
                 unknown.extend(recipients.iter().filter(|user| !self.users.contains_key(*user)).cloned());
             }
         }
-        if let Err(error) = self.load_users(unknown.into_iter()).await {
-            // The store is being opened anew and says so; the entries are found again then.
-            tracing::warn!(%error, "fan-out cannot read devices");
-        }
-        for event in batch.drain(..) {
-            self.metrics.fanout_backlog.dec();
-            match event {
-                Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
-                Committed::Enrolled { device, enrolment } => self.enrolled(device, enrolment).await,
-                Committed::Revoked { device } => self.revoked(&device),
-                Committed::Reopened => self.reopened().await,
-            }
+        while let Err(error) = self.load_users(unknown.iter().cloned()).await {
+            tracing::warn!(%error, "fan-out cannot read devices, and waits for the store");
+            tokio::time::sleep(STORE_POLL).await;
         }
     }
 
@@ -413,13 +428,10 @@ impl Worker {
                 if let Some(fan) = self.chats.get_mut(&chat) {
                     fan.load(head, watermarks);
                 }
-                if head.is_some() {
-                    for Deferred { user, link, up_to, read } in self.deferred.remove(&chat).unwrap_or_default() {
-                        self.reached(&user, link.as_ref(), chat.clone(), up_to, read);
-                    }
-                } else {
-                    // There is no such chat.
-                    self.deferred.remove(&chat);
+                // Without a head there is no such chat, and nothing to take of it.
+                let deferred = self.deferred.remove(&chat).unwrap_or_default();
+                for Deferred { user, link, up_to, read } in deferred.into_iter().filter(|_| head.is_some()) {
+                    self.reached(&user, link.as_ref(), chat.clone(), up_to, read);
                 }
             }
             Report::LoadFailed { chat } => {

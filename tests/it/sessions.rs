@@ -332,6 +332,43 @@ async fn devices_that_connect_right_after_enrolling_are_served() -> Result<()> {
     Ok(())
 }
 
+/// Entries and an enrolment of one of their recipients in one commit: nobody misses any.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_enrols_devices_misses_nothing_on_the_others() -> Result<()> {
+    let lab = std::sync::Arc::new(Lab::start().await?);
+    let (alice, mut bob, chat) = pair(&lab).await?;
+    let enrolling = tokio::spawn({
+        let lab = lab.clone();
+        async move {
+            for i in 0..40 {
+                lab.enrol(&format!("bob@eu/d{i}")).await?;
+            }
+            anyhow::Ok(())
+        }
+    });
+    let mut lane = alice.lane().await?;
+    let mut n = 1;
+    while !enrolling.is_finished() {
+        let requests: Vec<_> = (n + 1..=n + 20).map(|n| message(stamp(&chat, n), "x")).collect();
+        lane.write(&requests).await?;
+        for _ in &requests {
+            let (_, reply) = lane.reply().await?;
+            ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+        }
+        n += 20;
+    }
+    enrolling.await??;
+    let mut last = 1;
+    while last < n {
+        let Event::Entry { entry, .. } = bob.event().await.with_context(|| format!("after {last} of {n}"))? else {
+            continue;
+        };
+        ensure!(entry.seq.get() == last + 1, "{} after {last}", entry.seq);
+        last += 1;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_connection_replaces_the_older() -> Result<()> {
     let lab = Lab::start().await?;
