@@ -46,11 +46,11 @@ pub(crate) enum Job {
 }
 
 pub(crate) struct Worker {
-    pub(crate) inner: Arc<Inner>,
-    pub(crate) jobs: mpsc::Receiver<Job>,
-    pub(crate) stop: CancellationToken,
-    pub(crate) crypto: Crypto,
-    pub(crate) _lock: Lock,
+    inner: Arc<Inner>,
+    jobs: mpsc::Receiver<Job>,
+    stop: CancellationToken,
+    crypto: Crypto,
+    _lock: Lock,
     sockets: Sockets,
     orders: Orders,
     /// Taken and not known to be acknowledged.

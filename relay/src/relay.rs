@@ -132,10 +132,6 @@ impl Relay {
         let path = config.data.join(file::NAME);
         let opener = file::opener(path, id.region(), config.store.cache.bytes());
         let free = file::free_bytes(config.data.clone());
-        let reserve = config.store_limits().reserve_bytes;
-        if let Some(free) = free().filter(|free| *free < reserve) {
-            tracing::error!(free_bytes = free, reserve_bytes = reserve, "free disk space is below the reserve");
-        }
         let OpenStore { store, committed, thread } =
             Store::open(opener, Some(free), &config.store_limits(), crypto.clock.clone(), metrics.clone())?;
 

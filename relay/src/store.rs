@@ -59,6 +59,8 @@ pub enum StoreError {
     Closed,
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error("{}: there is no store", .0.display())]
+    Missing(PathBuf),
     #[error("{}: in use by another process", .0.display())]
     InUse(PathBuf),
     #[error("{}: not a store, or damaged: {what}", path.display())]

@@ -12,11 +12,11 @@ use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
 use godwit_certs::folder::{AuthorityDir, read_certificate};
 use godwit_certs::tls::{self, Crypto};
-use godwit_tests::process::{RelayProcess, commands};
+use godwit_tests::process::{self, RelayProcess, commands};
 use godwit_tests::wire::{self, Wire, create_direct, message, stamp};
 use godwit_wire::codec::{self, Decoded, FrameReader};
-use godwit_wire::frame::{Ack, EnrolRequest, Event, Reply, Request};
-use godwit_wire::{ALPN_ENROL, ChatId, Clock, DeviceId, Seq};
+use godwit_wire::frame::{Ack, Event, Reply, Request};
+use godwit_wire::{ChatId, Clock, DeviceId, Seq};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use std::collections::VecDeque;
@@ -110,15 +110,8 @@ impl Place {
     async fn enrol(&self, device: &DeviceId) -> Result<Credential> {
         let token = self.authority.token(device, Duration::from_mins(10), Clock::system().now())?;
         let key = DeviceKey::generate()?;
-        let config = tls::device(&Crypto::system(), &self.root, None, ALPN_ENROL)?;
-        let connection = wire::dial(self.address, config).await?;
-        let request = EnrolRequest::Enrol { token, csr: key.request(device)?.into() };
-        match wire::ask(&connection, &request).await? {
-            Reply::Certificate(chain) => {
-                Ok(key.credential(chain.into_iter().map(|one| one.0.to_vec().into()).collect()))
-            }
-            other => anyhow::bail!("{other:?}"),
-        }
+        let chain = wire::ask_certificate(self.address, &self.root, token, key.request(device)?).await??;
+        Ok(key.credential(chain))
     }
 
     async fn connect(&self, credential: Credential) -> Result<Wire> {
@@ -142,13 +135,9 @@ impl Place {
 
     /// A metric of the relay.
     async fn metric(&self, name: &str) -> Result<f64> {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(&self.relay.admin).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no metric {name}"))
+        let admin = self.relay.admin.clone();
+        let text = tokio::task::spawn_blocking(move || process::get(&admin, "/metrics")).await??;
+        wire::metric(&text, name).with_context(|| format!("no metric {name}"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The commands as they are run from outside: what they print, and how they end.
 
 use anyhow::{Context, Result, ensure};
-use godwit_tests::process::{RelayProcess, commands, fail, run_with_input, succeed};
+use godwit_tests::process::{self, RelayProcess, commands, fail, run_with_input, succeed};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Stdio;
@@ -319,14 +319,7 @@ async fn a_relay_runs_from_a_configuration() -> Result<()> {
     command.args(["relay", "--config", &config]).env("GODWIT_LOG", "warn");
     let relay = RelayProcess::spawn(command).await?;
     ensure!(relay.ready.starts_with("ready relay=eu-7 "), "{}", relay.ready);
-    let get = |path: &str| -> Result<String> {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(&relay.admin)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    };
+    let get = |path| process::get(&relay.admin, path);
     ensure!(get("/healthz")?.starts_with("HTTP/1.1 200"), "healthz");
     ensure!(get("/readyz")?.starts_with("HTTP/1.1 200"), "readyz");
     let metrics = get("/metrics")?;

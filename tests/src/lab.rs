@@ -2,15 +2,14 @@
 
 use crate::wire::Wire;
 use anyhow::{Context, Result};
+use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
-use godwit_certs::{DeviceKey, tls};
 use godwit_client::{Client, ClientOptions, EnrolOptions};
 use godwit_relay::config::Layers;
 use godwit_relay::{Config, Relay};
-use godwit_wire::frame::{EnrolRequest, Reply};
-use godwit_wire::{ALPN_ENROL, Clock, DeviceId, Refusal, RelayId, UnixMillis};
+use godwit_wire::{Clock, DeviceId, Refusal, RelayId, UnixMillis};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -124,17 +123,7 @@ impl Lab {
         token: String,
         csr: Vec<u8>,
     ) -> Result<Result<Vec<CertificateDer<'static>>, Refusal>> {
-        let config = tls::device(&Crypto::system(), &self.root()?, None, ALPN_ENROL)?;
-        let connection = crate::wire::dial(self.address(), config).await?;
-        let reply = crate::wire::ask(&connection, &EnrolRequest::Enrol { token, csr: csr.into() }).await?;
-        connection.close(0u32.into(), b"");
-        match reply {
-            Reply::Certificate(chain) => {
-                Ok(Ok(chain.into_iter().map(|one| CertificateDer::from(one.0.to_vec())).collect()))
-            }
-            Reply::Refused(refusal) => Ok(Err(refusal)),
-            other => anyhow::bail!("enrolment was answered with {other:?}"),
-        }
+        crate::wire::ask_certificate(self.address(), &self.root()?, token, csr).await
     }
 
     /// A raw session of a newly enrolled device.
@@ -175,7 +164,6 @@ impl Lab {
     /// The value of a metric, as `/metrics` would show it.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.relay().metrics().render();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
+        crate::wire::metric(&text, name).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
     }
 }

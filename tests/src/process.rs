@@ -2,7 +2,7 @@
 
 use crate::lab::PATIENCE;
 use anyhow::{Context, Result, bail, ensure};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::OnceLock;
@@ -80,6 +80,15 @@ impl RelayProcess {
     pub async fn wait(&mut self) -> Result<std::process::ExitStatus> {
         Ok(tokio::time::timeout(PATIENCE, self.child.wait()).await.context("it does not end")??)
     }
+}
+
+/// What a relay's admin port answers to a GET: status line, headers and body.
+pub fn get(admin: &str, path: &str) -> Result<String> {
+    let mut stream = std::net::TcpStream::connect(admin)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Runs a command to its end.

@@ -6,8 +6,10 @@ use godwit_certs::authority::Credential;
 use godwit_certs::tls::{self, Crypto};
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::entry::{ChatKind, Content, Member, Title};
-use godwit_wire::frame::{CreateChat, Event, Hello, Options, Reply, Request, SendMessage, Stamp, Welcome};
-use godwit_wire::{ALPN_DEVICE, ChatId, MessageId, RELAY_SERVER_NAME, Refusal};
+use godwit_wire::frame::{
+    CreateChat, EnrolRequest, Event, Hello, Options, Reply, Request, SendMessage, Stamp, Welcome,
+};
+use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, MessageId, RELAY_SERVER_NAME, Refusal};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -27,6 +29,30 @@ pub async fn dial(address: SocketAddr, config: rustls::ClientConfig) -> Result<C
     transport.keep_alive_interval(Some(Duration::from_secs(5)));
     config.transport_config(Arc::new(transport));
     Ok(endpoint.connect_with(config, address, RELAY_SERVER_NAME)?.await?)
+}
+
+/// Asks for a certificate as an enrolling device does: leaf and issuer, or why not.
+pub async fn ask_certificate(
+    address: SocketAddr,
+    root: &CertificateDer<'_>,
+    token: String,
+    csr: Vec<u8>,
+) -> Result<Result<Vec<CertificateDer<'static>>, Refusal>> {
+    let config = tls::device(&Crypto::system(), root, None, ALPN_ENROL)?;
+    let connection = dial(address, config).await?;
+    let reply = ask(&connection, &EnrolRequest::Enrol { token, csr: csr.into() }).await?;
+    connection.close(0u32.into(), b"");
+    match reply {
+        Reply::Certificate(chain) => Ok(Ok(chain.into_iter().map(|one| one.0.to_vec().into()).collect())),
+        Reply::Refused(refusal) => Ok(Err(refusal)),
+        other => bail!("enrolment was answered with {other:?}"),
+    }
+}
+
+/// The value of a metric in the text of `/metrics`.
+pub fn metric(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
 }
 
 /// Sends one request on a stream of its own.

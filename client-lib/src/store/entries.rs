@@ -87,6 +87,12 @@ impl Store {
         Ok(members)
     }
 
+    /// Whether it is known who takes part in a chat.
+    pub(crate) fn knows_participants(&self, chat: &ChatId) -> Result<bool, Error> {
+        let mut query = self.db.prepare_cached("SELECT EXISTS (SELECT 1 FROM participants WHERE chat = ?1)")?;
+        Ok(query.query_row([chat.to_string()], |row| row.get(0))?)
+    }
+
     /// The newest entries below `before` that are here without a gap, ascending, at most `limit`; and, if the relay has
     /// more, below which seq to ask it.
     pub(crate) fn history(
@@ -126,15 +132,9 @@ impl Store {
         Ok((entries, ask))
     }
 
-    fn entry(&self, (seq, at, sender, id, body): EntryColumns) -> Result<LogEntry, Error> {
-        let corrupt = || Error::Corrupt { path: self.path.clone(), what: format!("entry {seq}") };
-        Ok(LogEntry {
-            seq: seq_of(seq).ok_or_else(corrupt)?,
-            at: UnixMillis(uint(at)),
-            from: sender.parse().map_err(|_| corrupt())?,
-            id: MessageId(uuid::Uuid::from_bytes(id)),
-            body: postcard::from_bytes(&body).map_err(|_| corrupt())?,
-        })
+    fn entry(&self, columns: EntryColumns) -> Result<LogEntry, Error> {
+        let seq = columns.0;
+        decode_entry(columns).ok_or_else(|| Error::Corrupt { path: self.path.clone(), what: format!("entry {seq}") })
     }
 
     /// Keeps a page of older history, which makes no events.
@@ -283,6 +283,17 @@ pub(super) type EntryColumns = (i64, i64, String, [u8; 16], Vec<u8>);
 
 pub(super) fn entry_columns(row: &Row<'_>) -> rusqlite::Result<EntryColumns> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+}
+
+/// The entry in a row; none if the row is damaged.
+pub(super) fn decode_entry((seq, at, sender, id, body): EntryColumns) -> Option<LogEntry> {
+    Some(LogEntry {
+        seq: seq_of(seq)?,
+        at: UnixMillis(uint(at)),
+        from: sender.parse().ok()?,
+        id: MessageId(uuid::Uuid::from_bytes(id)),
+        body: postcard::from_bytes(&body).ok()?,
+    })
 }
 
 pub(super) fn load_order(db: &Connection, chat: &ChatId) -> Result<Option<Order>, Error> {

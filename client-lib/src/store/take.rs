@@ -1,9 +1,9 @@
 //! Taking in what the relay sent: one transaction for entries, the position they bring the chat to, and the events they
 //! make.
 
-use super::entries::{EntryColumns, Orders, entry_columns, load_order, put_entry, put_hole, role_number, seq_of};
+use super::entries::{EntryColumns, Orders, decode_entry, entry_columns, load_order, put_entry, put_hole, role_number};
 use super::outbox::{Outgoing, forget_sent, set_sent};
-use super::{Store, int, put_event, uint};
+use super::{Store, int, put_event};
 use crate::content::Content;
 use crate::error::Error;
 use crate::event::{Event, Message, Origin};
@@ -59,8 +59,6 @@ pub(crate) struct Taken {
     pub(crate) advanced: HashMap<ChatId, Seq>,
     /// Chats of which more must be asked: they were unknown, or the user came into the middle of them.
     pub(crate) unknown: HashSet<ChatId>,
-    /// There are new events.
-    pub(crate) events: bool,
 }
 
 struct Taking<'a> {
@@ -165,7 +163,7 @@ impl Taking<'_> {
         order.take_range(range);
         put_hole(self.txn, &chat.to_string(), range, pushed)?;
         if !pushed && before.is_none_or(|before| before < range.to) {
-            self.event(&Event::HistoryGap { chat: chat.clone(), range })?;
+            put_event(self.txn, &Event::HistoryGap { chat: chat.clone(), range })?;
         }
         self.advance(chat, before)
     }
@@ -205,15 +203,10 @@ impl Taking<'_> {
             )?
             .query_map(params![text, int(before.map_or(0, Seq::get)), int(position.get())], entry_columns)?
             .collect::<Result<_, _>>()?;
-        for (seq, at, sender, id, body) in rows {
-            let corrupt = || Error::Invalid(format!("entry {seq} of {chat} in the device's store"));
-            let entry = LogEntry {
-                seq: seq_of(seq).ok_or_else(corrupt)?,
-                at: UnixMillis(uint(at)),
-                from: sender.parse().map_err(|_| corrupt())?,
-                id: MessageId(uuid::Uuid::from_bytes(id)),
-                body: postcard::from_bytes(&body).map_err(|_| corrupt())?,
-            };
+        for columns in rows {
+            let seq = columns.0;
+            let entry = decode_entry(columns)
+                .ok_or_else(|| Error::Invalid(format!("entry {seq} of {chat} in the device's store")))?;
             self.happened(chat, &entry)?;
         }
         self.txn
@@ -221,11 +214,6 @@ impl Taking<'_> {
             .execute(params![text, int(position.get())])?;
         self.taken.advanced.insert(chat.clone(), position);
         Ok(())
-    }
-
-    fn event(&mut self, event: &Event) -> Result<(), Error> {
-        self.taken.events = true;
-        put_event(self.txn, event)
     }
 
     /// What an entry means for the chat, and for the app.
@@ -272,7 +260,7 @@ impl Taking<'_> {
             // The redaction itself comes later in the log; what a newer version wrote has no event here.
             Some(EntryBody::Erased { .. }) | None => return Ok(()),
         };
-        if own { Ok(()) } else { self.event(&event) }
+        if own { Ok(()) } else { put_event(self.txn, &event) }
     }
 
     fn erase(&mut self, chat: &ChatId, of: Seq, by: Seq) -> Result<(), Error> {
@@ -396,6 +384,6 @@ impl Taking<'_> {
                  WHERE chat = ?1 AND (delivered < ?2 OR read < ?3)",
             )?
             .execute(params![chat.to_string(), delivered, read])?;
-        if changed > 0 { self.event(&Event::ReceiptUpdated { chat: chat.clone(), receipt }) } else { Ok(()) }
+        if changed > 0 { put_event(self.txn, &Event::ReceiptUpdated { chat: chat.clone(), receipt }) } else { Ok(()) }
     }
 }

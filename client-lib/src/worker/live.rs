@@ -363,8 +363,7 @@ impl Live {
             if position < Some(summary.head) {
                 self.held.insert(summary.chat.clone());
             }
-            let participants_known = !worker.inner.store().participants(&summary.chat)?.is_empty();
-            if summary.role.is_some() && !participants_known {
+            if summary.role.is_some() && !worker.inner.store().knows_participants(&summary.chat)? {
                 self.ask_info(summary.chat.clone(), None);
             }
             self.gaps.insert(summary.chat.clone(), Instant::now());
@@ -427,7 +426,7 @@ impl Live {
         }
         let touched: HashSet<ChatId> = items.iter().map(|item| item.chat().clone()).collect();
         let taken = worker.inner.store().take(&worker.inner.device, &mut worker.orders, items);
-        let Taken { advanced, unknown, events: _ } = taken?;
+        let Taken { advanced, unknown } = taken?;
         worker.inner.changed();
         for chat in unknown {
             self.ask_info(chat, None);

@@ -409,6 +409,15 @@ impl Run {
         }
     }
 
+    /// Checks after every step, and that it settles in the end.
+    fn all(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
+        for step in steps {
+            self.step(step);
+            self.check()?;
+        }
+        self.settle()
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Write => {
@@ -543,24 +552,14 @@ proptest! {
 
     #[test]
     fn a_number_means_one_message(steps in prop::collection::vec(common(), 0..80)) {
-        let mut run = Run::new(false);
-        for step in steps {
-            run.step(step);
-            run.check()?;
-        }
-        run.settle()?;
+        Run::new(false).all(steps)?;
     }
 
     /// A phone that is restored from a backup: nothing twice, nothing stuck, nothing told that is not so, and what it
     /// writes stays in order.
     #[test]
     fn a_restored_phone_renumbers(steps in prop::collection::vec(with_restores(), 0..80)) {
-        let mut run = Run::new(true);
-        for step in steps {
-            run.step(step);
-            run.check()?;
-        }
-        run.settle()?;
+        Run::new(true).all(steps)?;
     }
 }
 

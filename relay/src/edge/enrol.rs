@@ -1,13 +1,14 @@
 //! Enrolment: a token and a certificate signing request in, a certificate out, and nothing else.
 
 use super::Edge;
-use super::quic::{Connection, Gone, LaneIn, LaneOut};
+use super::lane::Lane;
+use super::quic::Connection;
 use crate::store::Issued;
 use bytes::Bytes;
 use godwit_certs::Issuer;
 use godwit_certs::authority::AuthorityError;
 use godwit_certs::identity::fingerprint;
-use godwit_wire::codec::{self, Decoded, FrameReader};
+use godwit_wire::codec::Decoded;
 use godwit_wire::frame::{Credential, EnrolRequest, Reply};
 use godwit_wire::{Code, DeviceId, Refusal, UnixMillis};
 use std::time::Duration;
@@ -16,58 +17,23 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) async fn serve(edge: &Edge, connection: &Connection) -> Result<(), Refusal> {
-    let ask = async {
-        let (mut lane, reply) = connection.accept_lane().await.map_err(gone)?;
-        Ok::<_, Refusal>((request(&mut lane).await?, reply))
+    let malformed = |why: &str| Refusal::because(Code::Malformed, why);
+    let first = tokio::time::timeout(PATIENCE, Lane::first(connection));
+    let (lane, number, request) = first.await.map_err(|_| malformed("no request came"))??;
+    let Decoded::Frame(EnrolRequest::Enrol { token, csr }) = request else {
+        return Err(malformed("not a request of enrolment"));
     };
-    let (request, mut lane) = tokio::time::timeout(PATIENCE, ask)
-        .await
-        .map_err(|_| Refusal::because(Code::Malformed, "no request came"))??;
-    let reply = match request {
-        (number, EnrolRequest::Enrol { token, csr }) => {
-            let reply = match enrol(edge, &token, csr).await {
-                Ok(chain) => Reply::Certificate(chain),
-                Err(refusal) => {
-                    edge.metrics.refusals.inc();
-                    tracing::info!(%refusal, "an enrolment was refused");
-                    Reply::Refused(refusal)
-                }
-            };
-            (number, reply)
+    let reply = match enrol(edge, &token, csr).await {
+        Ok(chain) => Reply::Certificate(chain),
+        Err(refusal) => {
+            edge.metrics.refusals.inc();
+            tracing::info!(%refusal, "an enrolment was refused");
+            Reply::Refused(refusal)
         }
     };
-    answer(&mut lane, reply.0, &reply.1).await.map_err(gone)?;
+    lane.answer_once(number, &reply).await.map_err(|_| malformed("the connection ended early"))?;
     // The client closes once it has the answer.
     let _ = tokio::time::timeout(PATIENCE, connection.closed()).await;
-    Ok(())
-}
-
-fn gone(_: Gone) -> Refusal {
-    Refusal::because(Code::Malformed, "the connection ended early")
-}
-
-async fn request(lane: &mut LaneIn) -> Result<(u32, EnrolRequest), Refusal> {
-    let mut reader = FrameReader::default();
-    let malformed = |why: &str| Refusal::because(Code::Malformed, why);
-    loop {
-        if let Some(frame) = reader.next_frame().map_err(|e| malformed(&e.to_string()))? {
-            return match codec::decode_numbered(&frame).map_err(|e| malformed(&e.to_string()))? {
-                (number, Decoded::Frame(request)) => Ok((number, request)),
-                (_, Decoded::Unknown { .. }) => Err(malformed("not a request of enrolment")),
-            };
-        }
-        match lane.read().await.map_err(gone)? {
-            Some(bytes) => reader.push(&bytes),
-            None => return Err(malformed("no request came")),
-        }
-    }
-}
-
-async fn answer(lane: &mut LaneOut, number: u32, reply: &Reply) -> Result<(), Gone> {
-    let mut frame = Vec::new();
-    codec::encode_numbered(number, reply, &mut frame).map_err(|_| Gone)?;
-    lane.write(&mut [Bytes::from(frame)]).await?;
-    lane.finish();
     Ok(())
 }
 

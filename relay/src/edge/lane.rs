@@ -5,11 +5,11 @@
 //! the client, by flow control.
 
 use super::enrol::issue;
-use super::quic::{Connection, LaneIn, LaneOut};
+use super::quic::{Connection, Gone, LaneIn, LaneOut};
 use super::{Edge, Session};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
-use godwit_wire::codec::{self, CodecError, Decoded, FrameReader};
+use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
 use godwit_wire::frame::{Credential, Reply, Request, Welcome};
 use godwit_wire::{Code, Refusal, limits};
 use std::pin::Pin;
@@ -35,21 +35,36 @@ impl Lane {
 
     /// Waits for the first lane and its hello, which must come before anything else. Gives its request number.
     pub(super) async fn hello(connection: &Connection) -> Result<(Self, u32), Refusal> {
-        let malformed = |why: &str| Refusal::because(Code::Malformed, why);
-        let (receive, send) = connection.accept_lane().await.map_err(|_| malformed("no hello came"))?;
+        match Self::first(connection).await? {
+            (lane, number, Decoded::Frame(Request::Hello(_))) => Ok((lane, number)),
+            _ => Err(Refusal::because(Code::Malformed, "the first request must be a hello")),
+        }
+    }
+
+    /// Waits for the first lane and its first request.
+    pub(super) async fn first<T: Frame>(connection: &Connection) -> Result<(Self, u32, Decoded<T>), Refusal> {
+        let nothing = || Refusal::because(Code::Malformed, "no request came");
+        let (receive, send) = connection.accept_lane().await.map_err(|_| nothing())?;
         let mut lane = Self::new(receive, send);
         loop {
-            if let Some(frame) = lane.reader.next_frame().map_err(|error| malformed(&error.to_string()))? {
-                return match codec::decode_numbered(&frame).map_err(|error| malformed(&error.to_string()))? {
-                    (number, Decoded::Frame(Request::Hello(_))) => Ok((lane, number)),
-                    _ => Err(malformed("the first request must be a hello")),
-                };
+            if let Some(frame) = lane.reader.next_frame().map_err(|error| malformed(&error))? {
+                let (number, request) = codec::decode_numbered(&frame).map_err(|error| malformed(&error))?;
+                return Ok((lane, number, request));
             }
             match lane.receive.read().await {
                 Ok(Some(bytes)) => lane.reader.push(&bytes),
-                _ => return Err(malformed("no hello came")),
+                Ok(None) | Err(_) => return Err(nothing()),
             }
         }
+    }
+
+    /// Writes the only reply of a lane, and ends it.
+    pub(super) async fn answer_once(mut self, number: u32, reply: &Reply) -> Result<(), Gone> {
+        let mut frame = Vec::new();
+        codec::encode_numbered(number, reply, &mut frame).map_err(|_| Gone)?;
+        self.send.write(&mut [Bytes::from(frame)]).await?;
+        self.send.finish();
+        Ok(())
     }
 }
 

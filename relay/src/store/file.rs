@@ -174,8 +174,7 @@ impl Report {
 /// is gapless and in order, and that its participants are what its log says.
 pub fn check(path: &Path) -> Result<Report, StoreError> {
     if !path.exists() {
-        let source = std::io::ErrorKind::NotFound.into();
-        return Err(StoreError::File { path: path.to_owned(), source });
+        return Err(StoreError::Missing(path.to_owned()));
     }
     let mut database = open(path, 64 << 20)?;
     let mut report = Report::default();

@@ -117,6 +117,8 @@ pub(super) struct Writer {
 impl Writer {
     /// Runs until every [`super::Store`] is dropped and the queue is empty.
     pub(super) fn run(mut self) {
+        // Says so at the start, not with the first message, if there is too little.
+        self.has_space();
         let mut batch = Vec::new();
         while let Some(first) = self.next_job() {
             batch.push(first);
@@ -282,9 +284,8 @@ impl Writer {
             return enough;
         }
         let enough = self.shared.free_bytes().is_none_or(|free| free >= self.reserve_bytes);
-        if let Some((_, before)) = self.free_space
-            && before != enough
-        {
+        let before = self.free_space.is_none_or(|(_, before)| before);
+        if before != enough {
             if enough {
                 tracing::info!("there is free disk space again");
             } else {

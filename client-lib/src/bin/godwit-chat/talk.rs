@@ -1,25 +1,15 @@
 //! The interactive chat.
 
 use crate::print;
-use crate::verbs::out as say;
+use crate::verbs::{input_lines, out as say};
 use godwit_client::{ChatId, Client, Content, Error, Event, UserId};
-use std::io::BufRead;
 use std::path::PathBuf;
-use tokio::sync::mpsc;
 
 const HELP: &str = "/chats  /open CHAT  /direct USER  /history  /quit; anything else is sent to the open chat";
 
 pub(crate) async fn run(client: &Client) -> Result<(), Error> {
     let mut events = client.events()?;
-    let (lines, mut input) = mpsc::channel(16);
-    // Standard input blocks; it is read on a thread of its own.
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            if lines.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
+    let mut input = input_lines(16);
     say(&format!("{}: {HELP}", client.device()))?;
     let mut open = None;
     loop {

@@ -150,11 +150,22 @@ async fn redact(client: &Client, chat: ChatId, seq: Seq, json: bool) -> Result<(
 async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
     if client.chat(chat)?.is_none() && client.owns_connection() {
         client.wait_synced(PATIENCE).await?;
-        if client.chat(chat)?.is_none() {
-            client.refresh(chat).await?;
-        }
     }
-    Ok(())
+    known(client, chat).await
+}
+
+/// Lines of standard input. It blocks, and is read on a thread of its own, to its end or the first that cannot be read.
+pub(crate) fn input_lines(ahead: usize) -> mpsc::Receiver<std::io::Result<String>> {
+    let (lines, queue) = mpsc::channel(ahead);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let failed = line.is_err();
+            if lines.blocking_send(line).is_err() || failed {
+                return;
+            }
+        }
+    });
+    queue
 }
 
 /// A line as a message, if it can be one.
@@ -180,16 +191,7 @@ impl Sending<'_> {
             let id = self.client.send(&self.chat, Content::text(text))?;
             return self.sent(id).await;
         }
-        let (lines, mut queue) = mpsc::channel(LINES);
-        // Standard input blocks; it is read on a thread of its own.
-        std::thread::spawn(move || {
-            for line in std::io::stdin().lock().lines() {
-                let failed = line.is_err();
-                if lines.blocking_send(line).is_err() || failed {
-                    return;
-                }
-            }
-        });
+        let mut queue = input_lines(LINES);
         let bar = if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{pos} sent, {per_sec}, {elapsed}").expect("a valid template");
             ProgressBar::new_spinner().with_style(style)

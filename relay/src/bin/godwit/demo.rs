@@ -19,7 +19,6 @@ const OFFLINE_MESSAGES: u64 = 100;
 const CRASH_MESSAGES: u64 = 300;
 
 pub(crate) async fn run() -> Result<(), Fault> {
-    // Nobody reads the library's warnings about the crash that the demo makes.
     let folder = tempfile::Builder::new().prefix("godwit-demo-").tempdir().context("a temporary folder")?;
     match acts(folder.path()).await {
         Ok(tally) => print(&format!("demo: ok: {}", tally.line())),

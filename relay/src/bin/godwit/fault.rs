@@ -81,7 +81,7 @@ impl From<StoreError> for Fault {
             StoreError::Corrupt { .. } | StoreError::Newer { .. } | StoreError::Record(_) | StoreError::BadKey => {
                 CORRUPT
             }
-            StoreError::OtherRegion { .. } => USAGE,
+            StoreError::OtherRegion { .. } | StoreError::Missing(_) => USAGE,
             _ => FAULT,
         };
         Self::new(code, error)

@@ -1,6 +1,6 @@
 //! `godwit store`, and asking a running relay.
 
-use crate::fault::{Fault, REFUSED, UNREACHABLE, USAGE, print};
+use crate::fault::{Fault, REFUSED, UNREACHABLE, print};
 use crate::shown;
 use godwit_relay::store::file;
 use std::path::PathBuf;
@@ -29,15 +29,8 @@ pub(crate) enum Verb {
 pub(crate) fn run(verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Check { data } => {
-            let path = data.join(file::NAME);
-            if !path.exists() {
-                return Err(Fault::new(
-                    USAGE,
-                    anyhow::anyhow!("--data {}: there is no {} in it", data.display(), file::NAME),
-                ));
-            }
-            let report = file::check(&path)?;
-            let godwit_relay::store::file::Report { chats, entries, devices, inbox_rows, faults } = &report;
+            let report = file::check(&data.join(file::NAME))?;
+            let file::Report { chats, entries, devices, inbox_rows, faults } = &report;
             print(&format!("{chats} chats, {entries} entries, {devices} devices, {inbox_rows} inbox rows"))?;
             for fault in faults {
                 print(&format!("fault: {fault}"))?;
