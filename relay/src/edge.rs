@@ -21,6 +21,8 @@ pub(crate) use accept::run;
 pub(crate) use admission::AdmissionConfig;
 pub(crate) use limits::UserLimits;
 pub(crate) use limits::{Rate, UserRates};
+#[cfg(test)]
+pub(crate) use quic::Connection;
 pub(crate) use registry::{Link, Registry};
 
 use crate::fanout::Fanout;

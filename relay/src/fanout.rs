@@ -22,6 +22,8 @@ mod device;
 mod drain;
 mod recover;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
