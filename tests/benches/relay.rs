@@ -259,6 +259,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
     let (begun, cpu, own) = (Instant::now(), place.server_cpu(), cpu_seconds("/proc/self/stat"));
     let counts = async |name| place.metric(name).await;
     let (commits, sends) = (counts("godwit_commits_total").await?, counts("godwit_sends_total").await?);
+    let memory = place.server_memory_mib();
     run.measuring.store(true, Ordering::Relaxed);
     tokio::time::sleep(time).await;
     run.measuring.store(false, Ordering::Relaxed);
@@ -266,7 +267,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
     let (cpu, own) = (place.server_cpu() - cpu, cpu_seconds("/proc/self/stat") - own);
     let (commits, sends) =
         (counts("godwit_commits_total").await? - commits, counts("godwit_sends_total").await? - sends);
-    let memory = place.server_memory_mib();
+    let memory = [memory, place.server_memory_mib()].map(f64::round);
     let inbox_rows = counts("godwit_inbox_rows_written_total").await?;
     run.stop.store(true, Ordering::Relaxed);
     let mut latencies = Vec::new();
@@ -285,7 +286,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
         "batch": round(sends / commits), "commits_per_s": (commits / elapsed).round(),
         "server_cpu_s_per_1k": round(cpu / delivered * 1000.0),
         "server_cores": round(cpu / elapsed), "client_cores": round(own / elapsed),
-        "server_rss_mib": round(memory),
+        "server_rss_mib_from_to": memory,
         "inbox_rows": inbox_rows,
     }))
 }
