@@ -39,7 +39,7 @@ use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Seq, UserId, codec};
 use save::{Save, Saved};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -158,6 +158,8 @@ pub(crate) struct Worker {
     /// Acknowledgements for chats whose head is not known yet.
     deferred: HashMap<ChatId, Vec<Deferred>>,
     rows: Vec<InboxWrite>,
+    /// Chats with rows being written, by ticket.
+    begun: VecDeque<(u64, ChatId)>,
     moves: HashMap<(DeviceId, ChatId), InboxChange>,
 }
 
@@ -193,6 +195,7 @@ impl Worker {
             chats: HashMap::new(),
             deferred: HashMap::new(),
             rows: Vec::new(),
+            begun: VecDeque::new(),
             moves: HashMap::new(),
         };
         (worker, Fanout { inputs: sender })
@@ -419,6 +422,7 @@ impl Worker {
         if let Some(fan) = self.chats.get_mut(chat) {
             fan.waiting.remove(device);
             fan.begun.push((ticket, from));
+            self.begun.push_back((ticket, chat.clone()));
         }
         self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change: InboxChange::Begin(from) });
     }
@@ -443,8 +447,10 @@ impl Worker {
                 }
             }
             Report::Saved(Saved { ticket }) => {
-                for fan in self.chats.values_mut() {
-                    fan.begun.retain(|(begun, _)| *begun > ticket);
+                while let Some((_, chat)) = self.begun.pop_front_if(|(begun, _)| *begun <= ticket) {
+                    if let Some(fan) = self.chats.get_mut(&chat) {
+                        fan.begun.retain(|(begun, _)| *begun > ticket);
+                    }
                 }
             }
         }

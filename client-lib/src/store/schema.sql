@@ -16,7 +16,6 @@ CREATE TABLE chats (
     kind           INTEGER NOT NULL,
     title          TEXT NOT NULL,
     role           INTEGER,           -- none after leaving
-    base           INTEGER NOT NULL,  -- events began after this seq; what lies before is history
     position       INTEGER NOT NULL,  -- everything up to here is in `entries`, or is not for this device
     delivered      INTEGER NOT NULL DEFAULT 0,
     read           INTEGER NOT NULL DEFAULT 0,

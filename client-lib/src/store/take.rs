@@ -347,7 +347,7 @@ impl Taking<'_> {
     ) -> Result<(), Error> {
         let at = int(position.map_or(0, Seq::get));
         self.txn.execute(
-            "INSERT INTO chats (chat, kind, title, role, base, position) VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+            "INSERT INTO chats (chat, kind, title, role, position) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![chat.to_string(), i64::from(kind == ChatKind::Direct), title.as_str(), role.map(role_number), at],
         )?;
         self.orders.insert(chat.clone(), Order::new(position));

@@ -38,7 +38,7 @@ pub struct BlobRef {
     pub size_bytes: u64,
 }
 
-/// What a participant may do, see the table in `relay/core/src/chat.rs`.
+/// What a participant may do, see the table in `relay/core/src/membership.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
     Member,

@@ -4,8 +4,11 @@
 //! [`Chat::apply`] says which other records follow. An engine (`relay/src/store`) runs commands and keeps records; it
 //! never decides. The log is the truth of a chat, everything else a projection of it.
 //!
-//! - [`command`]: the one way in, and the numbering rule's place in it
-//! - [`chat`]: a chat's state, who may do what, membership changes
+//! - [`command`]: a numbered request
+//! - [`mod@decide`]: the one way in, and the numbering rule's place in it
+//! - [`view`]: what a rule may read
+//! - [`chat`]: a chat's state, and what follows from each entry
+//! - [`membership`]: who may do what, and changes of membership
 //! - [`message`]: sending and redacting
 //! - [`number`]: what a device's number means, so that a retry is the same message
 //! - [`participant`]: the intervals of seq in which a user belongs
@@ -15,18 +18,23 @@
 
 pub mod chat;
 pub mod command;
+pub mod decide;
 pub mod device;
 pub mod entry;
 pub mod inbox;
+pub mod membership;
 pub mod message;
 pub mod number;
 pub mod participant;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 pub use chat::{Applied, Chat, Projection};
-pub use command::{Action, Command, Decided, Decision, Outcome, Sender, View, decide};
+pub use command::{Action, Command, Sender};
+pub use decide::{Decision, decide};
 pub use device::Device;
 pub use entry::Entry;
 pub use number::{Link, Mark};
 pub use participant::Participant;
+pub use view::{Decided, Outcome, View};

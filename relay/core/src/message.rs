@@ -1,8 +1,8 @@
 //! Sending and redacting.
 
-use crate::chat::{Right, may};
-use crate::command::View;
-use godwit_wire::entry::{BlobRef, Content, EntryBody, Role};
+use crate::membership::{Right, may, present};
+use crate::view::View;
+use godwit_wire::entry::{BlobRef, Content, EntryBody};
 use godwit_wire::{Code, Refusal, Seq, UserId, limits};
 
 pub(crate) fn send<V: View>(
@@ -41,12 +41,4 @@ pub(crate) fn redact<V: View>(user: &UserId, of: Seq, view: &V) -> Result<Result
         }
         _ => Err(Refusal::because(Code::NoSuchMessage, format!("seq {of} is no message that you can redact"))),
     })
-}
-
-/// The role of a user who belongs to the chat now.
-pub(crate) fn present<V: View>(user: &UserId, view: &V) -> Result<Role, Refusal> {
-    view.chat()
-        .and_then(|chat| chat.participant(user))
-        .and_then(crate::Participant::present_role)
-        .ok_or_else(|| Code::NotParticipant.into())
 }

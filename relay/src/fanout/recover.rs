@@ -56,6 +56,7 @@ impl Worker {
         self.chats.clear();
         self.deferred.clear();
         self.rows.clear();
+        self.begun.clear();
         self.moves.clear();
         for link in links {
             self.attach(link).await;
