@@ -11,7 +11,9 @@
 //! Private keys are written with mode 0600. Nothing that exists is overwritten.
 
 use crate::authority::{AuthorityError, Credential, Issuer, Root, Signer};
+use crate::chain::ChainVerifier;
 use crate::identity::{self, Identity};
+use crate::tls::Crypto;
 use crate::token::{self, TokenError, TokenSigner, TokenVerifier};
 use godwit_wire::{DeviceId, RegionId, RelayId, UnixMillis};
 use rcgen::KeyPair;
@@ -173,6 +175,20 @@ impl AuthorityDir {
         }
         let signer = TokenSigner::from_pem(&read(&self.0.join("tokens.key"))?)?;
         Ok(signer.sign(device, &uuid::Uuid::now_v7().to_string(), life, now)?)
+    }
+}
+
+impl RelayFiles {
+    /// Whether relay and issuer are of the folder's own root, and valid at `now`.
+    pub fn check(&self, crypto: &Crypto) -> Result<(), FolderError> {
+        let now = crypto.clock.now();
+        let bad = |name: &str, error: &dyn ToString| unreadable(Path::new(name), error.to_string());
+        let verifier = ChainVerifier::new(crypto, &self.root).map_err(|error| bad("root.crt", &error))?;
+        verifier.peer(&self.credential.chain, now).map_err(|error| bad("relay.crt", &error))?;
+        // An issuer is proved by what it signs.
+        let signed = self.issuer.relay(&self.relay, now)?;
+        verifier.peer(&signed.chain, now).map_err(|error| bad("issuer.crt", &error))?;
+        Ok(())
     }
 }
 

@@ -48,6 +48,8 @@ pub enum IdentityError {
     Unreadable,
     #[error("a certificate that names nobody of this system")]
     Nameless,
+    #[error("the certificate is not of this authority")]
+    OtherAuthority,
     #[error("the certificate has expired")]
     Expired,
     #[error("the certificate is not valid yet")]

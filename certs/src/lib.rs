@@ -6,11 +6,13 @@
 //!
 //! - [`authority`]: root, issuers, and what they sign
 //! - [`folder`]: their files
+//! - [`chain`]: whether a chain leads to the root
 //! - [`identity`]: certificate → device or relay
 //! - [`token`]: one-time enrolment tokens (JWT)
 //! - [`tls`]: rustls configurations for relays and devices
 
 pub mod authority;
+pub mod chain;
 pub mod folder;
 pub mod identity;
 pub mod tls;

@@ -49,7 +49,7 @@ impl TimeProvider for Time {
     }
 }
 
-fn roots(root: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, TlsError> {
+pub(crate) fn roots(root: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, TlsError> {
     let mut store = RootCertStore::empty();
     store.add(root.clone().into_owned()).map_err(|e| TlsError::Root(e.to_string()))?;
     Ok(Arc::new(store))

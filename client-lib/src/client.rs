@@ -344,6 +344,11 @@ impl Client {
         Ok(Some(SentMessage { chat, seq, at, state }))
     }
 
+    /// How many requests (messages, changes of chats, redactions) of each chat wait in this device's outbox.
+    pub fn unsent(&self) -> Result<Vec<(ChatId, u64)>, Error> {
+        self.inner.store().unsent_counts()
+    }
+
     /// Waits until a message got at least to `state`.
     ///
     /// # Errors
@@ -451,9 +456,12 @@ impl Client {
             }
             self.refresh(chat).await?;
         }
-        if before.is_none() && matches!(self.connection_state(), ConnectionState::Connected(_)) {
+        let newest = self.inner.store().newest(chat)?;
+        if before.is_none_or(|before| before.prev() > newest)
+            && matches!(self.connection_state(), ConnectionState::Connected(_))
+        {
             // The newest may be on its way still.
-            self.fetch(chat, None, limit).await?;
+            self.fetch(chat, before, limit).await?;
         }
         loop {
             let (entries, missing) = self.inner.store().history(chat, before, limit)?;

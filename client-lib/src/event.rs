@@ -5,6 +5,7 @@ use godwit_wire::entry::{Change, ChatKind, Member, Title};
 use godwit_wire::frame::{Receipt, SeqRange};
 use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, Seq, UnixMillis};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Something that happened. Those of one chat come in the order of their seq, each once; what this device did itself
 /// is not told again.
@@ -72,6 +73,17 @@ pub enum ConnectionState {
     Offline(String),
     /// The device is not let in, and trying again does not help.
     Refused(Refusal),
+}
+
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connecting => f.write_str("connecting"),
+            Self::Connected(relay) => write!(f, "connected to {relay}"),
+            Self::Offline(why) => write!(f, "offline: {why}"),
+            Self::Refused(refusal) => write!(f, "not let in: {refusal}"),
+        }
+    }
 }
 
 /// How far a message of one's own got. Each state includes those before it.

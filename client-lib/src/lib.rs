@@ -63,5 +63,5 @@ pub use error::Error;
 pub use event::{ConnectionState, Event, MessageState, Next};
 pub use godwit_wire::entry::{Change, ChatKind, Member, Role, Title};
 pub use godwit_wire::frame::Receipt;
-pub use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
+pub use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
 pub use stream::EventStream;

@@ -103,6 +103,8 @@ impl Store {
         self.db.pragma_update(None, "journal_mode", "WAL")?;
         // What was promised to the app, or acknowledged to the relay, survives a loss of power.
         self.db.pragma_update(None, "synchronous", "FULL")?;
+        // What is erased leaves no bytes behind.
+        self.db.pragma_update(None, "secure_delete", "ON")?;
         if found == 0 {
             let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             // Another process may have been faster.

@@ -26,10 +26,13 @@ pub struct Config {
     #[serde(deserialize_with = "values::loopback")]
     pub admin: SocketAddr,
     /// The relay's folder with its certificates, made by `godwit certs relay`.
+    #[serde(deserialize_with = "values::path")]
     pub certs: PathBuf,
     /// Where the store lies.
+    #[serde(deserialize_with = "values::path")]
     pub data: PathBuf,
     /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    #[serde(deserialize_with = "values::log_filter")]
     pub log: String,
     pub store: StoreSection,
     pub delivery: DeliverySection,

@@ -7,6 +7,7 @@
 //! - [`relay`]: starts the parts, stops them in order
 //! - [`config`]: what can be set
 //! - [`edge`]: devices, their sessions and lanes
+//! - [`endpoint`]: the one UDP port
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
@@ -14,6 +15,7 @@
 mod admin;
 pub mod config;
 mod edge;
+mod endpoint;
 mod fanout;
 pub mod metrics;
 mod relay;

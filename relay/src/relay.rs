@@ -3,20 +3,18 @@
 use crate::admin;
 use crate::config::Config;
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
+use crate::endpoint;
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
 use crate::store::{OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
-use aws_lc_rs::hmac;
-use godwit_certs::authority::Credential;
 use godwit_certs::folder::{FolderError, RelayDir};
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
 use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, Code, Refusal, RelayId};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use quinn_proto::HashedConnectionIdGenerator;
+use quinn::{Endpoint, ServerConfig, VarInt};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,15 +28,6 @@ use tokio_util::sync::CancellationToken;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How long devices get to hear that the relay stops.
 const FAREWELL: Duration = Duration::from_millis(200);
-/// A connection that is silent for longer is dead. Clients send keep-alives well within it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Lanes that a client may have open at once.
-const CLIENT_LANES: u32 = 32;
-/// Bytes in flight on one connection, each way.
-const CONNECTION_WINDOW: u32 = 2 << 20;
-const LANE_WINDOW: u32 = 1 << 20;
-/// The kernel's buffers for the one UDP socket; what it grants may be less.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Why a relay did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +40,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error("certificates: {0}")]
     Suite(#[from] NoInitialCipherSuite),
+    #[error("certificates: they name relay {found}, this is {expected}")]
+    OtherRelay { found: RelayId, expected: RelayId },
     #[error("{what} {address}: {source}")]
     Bind { what: &'static str, address: SocketAddr, source: io::Error },
     #[error("{}: {source}", path.display())]
@@ -66,6 +57,8 @@ pub struct Relay {
     /// Where the root's certificate lies, which clients need.
     pub authority: PathBuf,
     certs: RelayDir,
+    config: Config,
+    crypto: Crypto,
     served: Arc<ServedCertificate>,
     edge: Arc<Edge>,
     endpoint: Endpoint,
@@ -76,47 +69,12 @@ pub struct Relay {
     store_thread: std::thread::JoinHandle<()>,
 }
 
-fn transport() -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_LANES))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit a QUIC time-out")))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .stream_receive_window(VarInt::from_u32(LANE_WINDOW))
-        .send_window(CONNECTION_WINDOW.into())
-        .datagram_receive_buffer_size(None);
-    transport
-}
-
-/// Stateless resets (RFC 9000, section 10.3) and connection ids are keyed by the relay's own secret: after a crash it
-/// knows the ids of its former self, and tells devices to connect anew instead of letting them wait for a time-out.
-fn endpoint_config(credential: &Credential) -> EndpointConfig {
-    let secret = hmac::Key::new(hmac::HMAC_SHA256, credential.key.secret_der());
-    let derive = |label: &[u8]| hmac::sign(&secret, label);
-    let reset = derive(b"godwit stateless reset 1");
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
-    let ids = derive(b"godwit connection ids 1");
-    let key = ids.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-    config
-}
-
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
-    // Best effort: the kernel's limit may be lower.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    socket.bind(&address.into())?;
-    Ok(socket.into())
-}
-
 impl Relay {
     /// Opens the store, takes up what an earlier run left, and only then opens the ports.
     pub async fn start(config: &Config, crypto: &Crypto) -> Result<Self, StartError> {
         let certs = RelayDir::new(&config.certs);
         let files = certs.read()?;
+        files.check(crypto)?;
         let id = files.relay.clone();
         let served = ServedCertificate::new(crypto, files.credential.clone())?;
         let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::from)?;
@@ -129,6 +87,8 @@ impl Relay {
             .mode(0o700)
             .create(&config.data)
             .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
+        let secret = endpoint::secret(&config.data)
+            .map_err(|source| StartError::Folder { path: config.data.join("endpoint.key"), source })?;
         let path = config.data.join(file::NAME);
         let opener = file::opener(path, id.region(), config.store.cache.bytes());
         let free = file::free_bytes(config.data.clone());
@@ -143,13 +103,13 @@ impl Relay {
         let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
         let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
         server
-            .transport_config(Arc::new(transport()))
+            .transport_config(Arc::new(endpoint::transport()))
             .max_incoming(4096)
             .incoming_buffer_size(64 << 10)
             .incoming_buffer_size_total(16 << 20);
-        let socket = bind(config.listen).map_err(bind_error("listen", config.listen))?;
+        let socket = endpoint::bind(config.listen).map_err(bind_error("listen", config.listen))?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(endpoint_config(&files.credential), Some(server), socket, runtime)
+        let endpoint = Endpoint::new(endpoint::config(&secret), Some(server), socket, runtime)
             .map_err(bind_error("listen", config.listen))?;
         let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
         let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;
@@ -185,6 +145,8 @@ impl Relay {
             admin,
             authority,
             certs,
+            config: config.clone(),
+            crypto: crypto.clone(),
             served,
             edge,
             endpoint,
@@ -206,9 +168,16 @@ impl Relay {
     /// The first thing that cannot be read; nothing was changed then.
     pub fn reload(&self, config: &Config) -> Result<(), StartError> {
         let files = self.certs.read()?;
+        files.check(&self.crypto)?;
+        if files.relay != self.id {
+            return Err(StartError::OtherRelay { found: files.relay, expected: self.id.clone() });
+        }
         self.served.replace(files.credential.clone())?;
         self.edge.identity.store(Arc::new(files));
         self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
+        if (Config { limits: self.config.limits.clone(), ..config.clone() }) != self.config {
+            tracing::warn!("of what changed, only certificates and limits have an effect before the next start");
+        }
         tracing::info!("certificates and limits were read anew");
         Ok(())
     }

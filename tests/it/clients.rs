@@ -302,7 +302,9 @@ async fn a_client_obeys_its_rate_and_everything_arrives_in_order() -> Result<()>
     let contents = (0..150).map(|n| Content::text(format!("{n}"))).collect();
     let ids = alice.send_many(&chat, contents)?;
     alice.wait_for(*ids.last().context("sent")?, MessageState::Sent, PATIENCE).await?;
-    ensure!(lab.metric("godwit_rate_limited_total") > 0.0, "the limit was reached");
+    let refused = lab.metric("godwit_rate_limited_total");
+    // It finds the rate, instead of asking again for all at every turn.
+    ensure!(refused > 0.0 && refused < 600.0, "{refused} refusals for 151 requests");
     let mut heard = bob.events()?;
     let got = texts(&bob, &mut heard, 150).await?;
     ensure!(got.iter().zip(0..).all(|(text, n)| *text == n.to_string()), "{got:?}");

@@ -1,7 +1,12 @@
 //! The commands as they are run from outside: what they print, and how they end.
 
 use anyhow::{Context, Result, ensure};
+use godwit_certs::folder::{read_certificate, read_chain};
+use godwit_certs::tls::{self, Crypto};
+use godwit_tests::lab::PATIENCE;
 use godwit_tests::process::{self, RelayProcess, commands, fail, run_with_input, succeed};
+use godwit_tests::wire;
+use godwit_wire::ALPN_ENROL;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Stdio;
@@ -153,7 +158,7 @@ async fn redacted_is_gone_everywhere() -> Result<()> {
         let history = town.chat(user, &["--json", "history", &chat])?;
         ensure!(!history.contains("a slip"), "{user}: {history}");
         let database = std::fs::read(Path::new(&town.path(user)).join("device.db"))?;
-        ensure!(!database.is_empty(), "the device's store");
+        ensure!(!database.windows(6).any(|bytes| bytes == b"a slip"), "{user}: its bytes are still in the file");
     }
     Ok(())
 }
@@ -331,6 +336,38 @@ async fn a_relay_runs_from_a_configuration() -> Result<()> {
     ] {
         ensure!(metrics.contains(name), "{name} is not in\n{metrics}");
     }
+    // A certificate that nobody would trust is not taken, neither by a running relay nor by one that starts.
+    let other = at("other");
+    succeed("godwit", &["certs", "init", "--dir", &other, "--region", "eu"])?;
+    succeed("godwit", &["certs", "relay", "--dir", &other, "--id", "eu/eu-7"])?;
+    for (kind, files) in [("relay", ["relay.crt", "relay.key"]), ("issuer", ["issuer.crt", "issuer.key"])] {
+        let file = |dir: &str, name: &str| format!("{dir}/eu/eu-7/{name}");
+        for name in files {
+            std::fs::rename(file(&certs, name), at(name))?;
+            std::fs::copy(file(&other, name), file(&certs, name))?;
+        }
+        let said = fail("godwit", &["relay", "--config", &config, "--data", &at("second")], 2)?;
+        ensure!(said.contains(&format!("{kind}.crt: the certificate is not of this authority")), "{said}");
+        for name in files {
+            std::fs::rename(at(name), file(&certs, name))?;
+        }
+    }
+    // One that is made anew is.
+    succeed("godwit", &["certs", "relay", "--dir", &certs, "--id", "eu/eu-7", "--renew"])?;
+    let id = relay.id().context("running")?.to_string();
+    ensure!(std::process::Command::new("kill").args(["-HUP", &id]).status()?.success(), "SIGHUP");
+    let renewed = read_chain(Path::new(&format!("{certs}/eu/eu-7/relay.crt")))?;
+    let root = read_certificate(Path::new(&format!("{certs}/root.crt")))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let tls = tls::device(&Crypto::system(), &root, None, ALPN_ENROL)?;
+        let served = wire::dial(relay.quic.parse()?, tls).await?.peer_identity().context("a certificate")?;
+        if served.downcast_ref::<Vec<_>>() == Some(&renewed) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the new certificate is not served");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }
 
@@ -353,12 +390,56 @@ async fn closed_outputs_end_commands_without_a_panic() -> Result<()> {
             0,
         ),
         (format!("{bin}/godwit-chat --home {bob} listen --for 20 | head -n 2; exit ${{PIPESTATUS[0]}}"), 0),
+        // Whoever has seen enough of what is told does not stop the sending.
+        (
+            format!("seq 1 3000 | {bin}/godwit-chat --home {alice} send {chat} - | head -n 1; exit ${{PIPESTATUS[1]}}"),
+            0,
+        ),
     ] {
         let output = std::process::Command::new("bash").args(["-c", &script]).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(expected), "{script}: {} instead of {expected}: {errors}", output.status);
         ensure!(!errors.contains("panicked"), "{script}: {errors}");
     }
+    let last = town.json("bob", &["history", &chat, "--limit", "1"])?;
+    ensure!(messages(&last).iter().map(|m| &m["text"]).eq(["3000"]), "{last:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_lasts_as_long_as_the_outbox_gets_shorter() -> Result<()> {
+    let town = Town::new(&["alice", "bob"]).await?;
+    let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();
+    let lines: Vec<String> = (0..5000).map(|n| format!("{n}\n")).collect();
+    let home = town.path("alice");
+    // Sent with a burst of 5,000 and then 500 a second: the last takes longer than its time-out.
+    run_with_input("godwit-chat", &["--home", &home, "send", &chat, "-", "--wait", "pending"], &lines.concat())?;
+    run_with_input(
+        "godwit-chat",
+        &["--home", &home, "send", &chat, "-", "--wait", "pending"],
+        &lines[..1000].concat(),
+    )?;
+    let unsent = town.json("alice", &["outbox"])?;
+    ensure!(unsent.iter().all(|line| line["chat"] == chat.as_str()), "{unsent:?}");
+    town.chat("alice", &["send", &chat, "last", "--timeout", "1s"])?;
+    ensure!(town.json("alice", &["outbox", "--wait"])?.is_empty(), "nothing is left");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_below_what_does_not_exist_yet_is_the_newest() -> Result<()> {
+    let town = Town::new(&["alice", "bob"]).await?;
+    let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();
+    run_with_input("godwit-chat", &["--home", &town.path("alice"), "send", &chat, "-"], "one\ntwo\nthree\n")?;
+    for before in ["5", "6", "99999999999"] {
+        for user in ["alice", "bob"] {
+            let page = town.json(user, &["history", &chat, "--before", before, "--limit", "2"])?;
+            let texts: Vec<_> = messages(&page).iter().map(|m| m["text"].clone()).collect();
+            ensure!(texts == ["two", "three"], "{user}, before {before}: {texts:?}");
+        }
+    }
+    let page = town.json("bob", &["history", &chat, "--before", "4"])?;
+    ensure!(messages(&page).iter().map(|m| &m["text"]).eq(["one", "two"]), "{page:?}");
     Ok(())
 }
 

@@ -93,6 +93,17 @@ impl Store {
         Ok(query.query_row([chat.to_string()], |row| row.get(0))?)
     }
 
+    /// The last entry of a chat that is here, or that this device has passed.
+    pub(crate) fn newest(&self, chat: &ChatId) -> Result<Option<Seq>, Error> {
+        let newest = self.db.query_row(
+            "SELECT max(coalesce((SELECT position FROM chats WHERE chat = ?1), 0),
+                        coalesce((SELECT max(seq) FROM entries WHERE chat = ?1), 0))",
+            [chat.to_string()],
+            |row| row.get(0),
+        )?;
+        Ok(seq_of(newest))
+    }
+
     /// The newest entries below `before` that are here without a gap, ascending, at most `limit`; and, if the relay has
     /// more, below which seq to ask it.
     pub(crate) fn history(
@@ -102,15 +113,8 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<LogEntry>, Option<Seq>), Error> {
         let text = chat.to_string();
-        let mut next = match before {
-            Some(before) => before.get() - 1,
-            None => uint(self.db.query_row(
-                "SELECT max(coalesce((SELECT position FROM chats WHERE chat = ?1), 0),
-                            coalesce((SELECT max(seq) FROM entries WHERE chat = ?1), 0))",
-                [&text],
-                |row| row.get(0),
-            )?),
-        };
+        let newest = self.newest(chat)?.map_or(0, Seq::get);
+        let mut next = before.map_or(newest, |before| newest.min(before.get() - 1));
         let mut entries = Vec::new();
         let mut one =
             self.db.prepare_cached("SELECT seq, at, sender, id, body FROM entries WHERE chat = ?1 AND seq = ?2")?;
@@ -158,7 +162,8 @@ impl Store {
         txn.execute("DELETE FROM holes WHERE chat = ?1 AND last > ?2", params![text, int(head.get())])?;
         txn.execute("UPDATE chats SET position = min(position, ?2) WHERE chat = ?1", params![text, int(head.get())])?;
         txn.execute(
-            "UPDATE outbox SET state = 0, seq = NULL, at = NULL WHERE chat = ?1 AND state = 2 AND seq > ?2",
+            "UPDATE outbox SET state = 0, seq = NULL, at = NULL WHERE chat = ?1 AND state = 2 AND seq > ?2
+             AND length(request) > 0",
             params![text, int(head.get())],
         )?;
         Ok(txn.commit()?)

@@ -156,6 +156,14 @@ impl Store {
         Ok(unsent)
     }
 
+    /// How many requests of each chat are unsent.
+    pub(crate) fn unsent_counts(&self) -> Result<Vec<(ChatId, u64)>, Error> {
+        let mut query = self.db.prepare_cached("SELECT chat, count(*) FROM outbox WHERE state < 2 GROUP BY chat")?;
+        let rows = query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        rows.map(|row| row.map_err(Error::from).and_then(|(chat, count)| Ok((self.parse_chat(&chat)?, uint(count)))))
+            .collect()
+    }
+
     /// The lowest number of a chat that is still unsent.
     pub(crate) fn oldest_unsent(&self, chat: &ChatId) -> Result<Option<u64>, Error> {
         let mut query = self.db.prepare_cached("SELECT min(n) FROM outbox WHERE chat = ?1 AND state < 2")?;
@@ -233,6 +241,13 @@ pub(super) fn set_sent(txn: &Connection, id: MessageId, seq: Seq, at: UnixMillis
         int(at.0)
     ])?;
     Ok(postcard::from_bytes(&request).ok())
+}
+
+/// A message of this device was redacted: its text goes here too, and it is not sent again.
+pub(super) fn erase_sent(txn: &Connection, chat: &str, seq: Seq) -> Result<(), Error> {
+    txn.prepare_cached("UPDATE outbox SET request = x'' WHERE chat = ?1 AND state = ?2 AND seq = ?3")?
+        .execute(params![chat, SENT, int(seq.get())])?;
+    Ok(())
 }
 
 /// Drops what was sent long ago: nobody waits for it any more.

@@ -2,7 +2,7 @@
 //! make.
 
 use super::entries::{EntryColumns, Orders, decode_entry, entry_columns, load_order, put_entry, put_hole, role_number};
-use super::outbox::{Outgoing, forget_sent, set_sent};
+use super::outbox::{Outgoing, erase_sent, forget_sent, set_sent};
 use super::{Store, int, put_event};
 use crate::content::Content;
 use crate::error::Error;
@@ -270,6 +270,7 @@ impl Taking<'_> {
             "UPDATE entries SET body = ?3 WHERE chat = ?1 AND seq = ?2",
             params![chat.to_string(), int(of.get()), body],
         )?;
+        erase_sent(self.txn, &chat.to_string(), of)?;
         // An event that the app has not taken yet must not show it either.
         let mut query = self.txn.prepare("SELECT id, event FROM events")?;
         let rows = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-const ENV_PREFIX: &str = "GODWIT_";
-
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -86,6 +84,9 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 impl Layers {
+    /// What the names of environment variables begin with.
+    pub const PREFIX: &str = "GODWIT_";
+
     /// Takes a file over what there is.
     pub fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text =
@@ -113,7 +114,7 @@ impl Layers {
     /// Takes the environment over what there is. A variable that names no key is refused.
     pub fn environment(&mut self, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
         for (name, text) in variables {
-            let Some(key) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let Some(key) = name.strip_prefix(Self::PREFIX) else { continue };
             let key = key.to_ascii_lowercase().replace("__", ".");
             self.override_with(&key, &text, Origin::Environment(name.clone()))?;
         }

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 /// A number of bytes, at least `MIN`: `4096`, `"64 KiB"`, `"1 GiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,4 +160,15 @@ pub(super) fn loopback<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D:
     } else {
         Err(de::Error::custom("must be a loopback address, such as 127.0.0.1:9443"))
     }
+}
+
+pub(super) fn path<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(d)?;
+    if path.as_os_str().is_empty() { Err(de::Error::custom("must name a folder")) } else { Ok(path) }
+}
+
+pub(super) fn log_filter<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    EnvFilter::try_new(&text).map_err(de::Error::custom)?;
+    Ok(text)
 }

@@ -1,5 +1,6 @@
 //! The `godwit-chat` command: one device in one folder.
 
+mod input;
 mod print;
 mod talk;
 mod verbs;
@@ -20,7 +21,7 @@ const TERMINATED: u8 = 143;
 /// Without a verb, an interactive chat. Exit codes: 0 done; 1 fault; 2 usage; 3 refused; 4 unreachable or timed out (a
 /// message stays pending); 5 in use; 6 corrupt or of a newer format; 130 interrupted.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "godwit-chat", version)]
 pub(crate) struct Args {
     /// The device's folder.
     #[arg(long, global = true, default_value = "godwit-home")]
@@ -63,7 +64,7 @@ enum Verb {
         #[arg(long, value_enum, default_value = "sent")]
         wait: Wait,
         /// How long to wait without progress.
-        #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "30s", value_parser = timeout)]
         timeout: Duration,
     },
     /// Prints what happens, and takes it.
@@ -86,6 +87,12 @@ enum Verb {
     },
     /// Erases a message for everyone.
     Redact { chat: ChatId, seq: Seq },
+    /// Lists what is kept and not sent yet, by chat.
+    Outbox {
+        /// Until all of it is sent.
+        #[arg(long)]
+        wait: bool,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,6 +111,14 @@ impl Wait {
             Self::Sent => MessageState::Sent,
             Self::Delivered => MessageState::Delivered,
         }
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("must be longer than nothing; --wait pending does not wait".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The interactive chat.
 
+use crate::input::input_lines;
 use crate::print;
-use crate::verbs::{input_lines, out as say};
+use crate::verbs::{created_direct, drained, out as say};
 use godwit_client::{ChatId, Client, Content, Error, Event, UserId};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 const HELP: &str = "/chats  /open CHAT  /direct USER  /history  /quit; anything else is sent to the open chat";
@@ -18,17 +20,24 @@ pub(crate) async fn run(client: &Client) -> Result<(), Error> {
                 let Some(next) = next else { return Ok(()) };
                 let next = next?;
                 if let Event::ConnectionChanged(state) = &next.event {
-                    print::say(&format!("({state:?})"));
+                    print::say(&format!("({state})"));
                 } else if let Some(text) = print::event_text(&next.event) {
                     say(&text)?;
                 }
                 client.acknowledge(&next)?;
             }
             line = input.recv() => {
-                let Some(line) = line else { return Ok(()) };
-                let line = line.map_err(|source| Error::Io { path: PathBuf::from("standard input"), source })?;
+                let Some(line) = line else { return drained(client).await };
+                let line = match line {
+                    Ok(line) => line,
+                    Err(error) if error.kind() == ErrorKind::InvalidData => {
+                        print::say(&format!("({error}: nothing was sent)"));
+                        continue;
+                    }
+                    Err(source) => return Err(Error::Io { path: PathBuf::from("standard input"), source }),
+                };
                 if line.trim() == "/quit" {
-                    return Ok(());
+                    return drained(client).await;
                 }
                 // A slip is told, and the chat goes on.
                 if let Err(error) = command(client, line.trim(), &mut open).await {
@@ -52,7 +61,10 @@ async fn command(client: &Client, line: &str, open: &mut Option<ChatId>) -> Resu
         ("/open", chat) => *open = Some(chat.parse::<ChatId>().map_err(|error| invalid(&error))?),
         ("/direct", user) => {
             let user: UserId = user.parse().map_err(|error| invalid(&error))?;
-            let (chat, _) = client.direct(user)?;
+            let (chat, created) = client.direct(user)?;
+            if let Some(id) = created {
+                created_direct(client, &chat, id).await?;
+            }
             say(&chat.to_string())?;
             *open = Some(chat);
         }

@@ -1,5 +1,6 @@
 //! What each verb does.
 
+use crate::input::input_lines;
 use crate::print;
 use crate::{Args, Verb, Wait, talk};
 use godwit_client::{
@@ -9,14 +10,15 @@ use godwit_client::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::collections::VecDeque;
-use std::io::{BufRead, IsTerminal};
+use std::io::{ErrorKind, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// How long a command waits for the relay.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the outbox is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long `chats` waits before it shows what is on the device.
 const FRESHEN: Duration = Duration::from_secs(5);
 /// Lines that are read ahead, kept in one transaction, and sent.
@@ -53,6 +55,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         Some(Verb::Listen { count, seconds }) => listen(&client, count, seconds, json).await,
         Some(Verb::History { chat, before, limit }) => history(&client, &chat, before, limit, json).await,
         Some(Verb::Redact { chat, seq }) => redact(&client, chat, seq, json).await,
+        Some(Verb::Outbox { wait }) => outbox(&client, wait, json).await,
     };
     client.close().await;
     result
@@ -61,10 +64,23 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
 /// What a wait that ran out leaves behind.
 const KEPT: &str = "it is kept, and sent when a command of this home reaches a relay";
 
-/// A wait that ran out while there is no connection says why there is none.
+/// Waits as long as the outbox gets shorter, and `timeout` beyond. A wait that ran out while there is no connection says
+/// why there is none.
 async fn wait_for(client: &Client, id: MessageId, state: MessageState, timeout: Duration) -> Result<(), Error> {
-    match client.wait_for(id, state, timeout).await {
+    let mut unsent = unsent(client)?;
+    let result = loop {
+        let result = client.wait_for(id, state, timeout).await;
+        let before = std::mem::replace(&mut unsent, self::unsent(client)?);
+        if !matches!(result, Err(Error::TimedOut(_))) || unsent >= before {
+            break result;
+        }
+    };
+    match result {
         Ok(_) => Ok(()),
+        Err(Error::TimedOut(timeout)) if client.message_state(id)?.is_some_and(|message| message.seq.is_some()) => {
+            let timeout = humantime::format_duration(timeout);
+            Err(Error::Unreachable(format!("it is sent, and not everybody has it after {timeout}")))
+        }
         Err(Error::TimedOut(timeout)) if client.owns_connection() => {
             match client.wait_connected(Duration::ZERO).await {
                 Err(Error::Unreachable(why)) => Err(Error::Unreachable(format!("{why}; {KEPT}"))),
@@ -76,6 +92,10 @@ async fn wait_for(client: &Client, id: MessageId, state: MessageState, timeout: 
     }
 }
 
+fn unsent(client: &Client) -> Result<u64, Error> {
+    Ok(client.unsent()?.iter().map(|(_, count)| count).sum())
+}
+
 fn print_chat(chat: &ChatId, json: bool) -> Result<(), Error> {
     out(&if json { json!({"chat": chat.to_string()}).to_string() } else { chat.to_string() })
 }
@@ -83,13 +103,48 @@ fn print_chat(chat: &ChatId, json: bool) -> Result<(), Error> {
 async fn direct(client: &Client, user: UserId, json: bool) -> Result<(), Error> {
     let (chat, created) = client.direct(user)?;
     if let Some(id) = created {
-        match wait_for(client, id, MessageState::Sent, PATIENCE).await {
-            // The other side, or another device, was faster.
-            Err(Error::Refused(refusal)) if refusal.code == Code::AlreadyExists => known(client, &chat).await?,
-            other => other?,
-        }
+        created_direct(client, &chat, id).await?;
     }
     print_chat(&chat, json)
+}
+
+pub(crate) async fn created_direct(client: &Client, chat: &ChatId, id: MessageId) -> Result<(), Error> {
+    match wait_for(client, id, MessageState::Sent, PATIENCE).await {
+        // The other side, or another device, was faster.
+        Err(Error::Refused(refusal)) if refusal.code == Code::AlreadyExists => known(client, chat).await,
+        other => other,
+    }
+}
+
+async fn outbox(client: &Client, wait: bool, json: bool) -> Result<(), Error> {
+    if wait {
+        drained(client).await?;
+    }
+    for (chat, count) in client.unsent()? {
+        let chat = chat.to_string();
+        out(&if json {
+            json!({"chat": chat, "unsent": count}).to_string()
+        } else {
+            format!("{chat}  {count} unsent")
+        })?;
+    }
+    Ok(())
+}
+
+/// Waits until everything is sent or refused, as long as there is progress.
+pub(crate) async fn drained(client: &Client) -> Result<(), Error> {
+    let (mut left, mut since) = (unsent(client)?, Instant::now());
+    while left > 0 {
+        if since.elapsed() >= PATIENCE {
+            return Err(Error::Unreachable(format!("{left} are unsent; {KEPT}")));
+        }
+        tokio::time::sleep(LOOK).await;
+        let now = unsent(client)?;
+        if now < left {
+            (left, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that the device knows the chat.
@@ -154,20 +209,6 @@ async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
     known(client, chat).await
 }
 
-/// Lines of standard input. It blocks, and is read on a thread of its own, to its end or the first that cannot be read.
-pub(crate) fn input_lines(ahead: usize) -> mpsc::Receiver<std::io::Result<String>> {
-    let (lines, queue) = mpsc::channel(ahead);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let failed = line.is_err();
-            if lines.blocking_send(line).is_err() || failed {
-                return;
-            }
-        }
-    });
-    queue
-}
-
 /// A line as a message, if it can be one.
 fn checked(line: std::io::Result<String>) -> Result<Content, Error> {
     let content = Content::text(line.map_err(|error| Error::Invalid(error.to_string()))?);
@@ -175,6 +216,7 @@ fn checked(line: std::io::Result<String>) -> Result<Content, Error> {
     Ok(content)
 }
 
+/// Sends, and tells. Whoever stops reading what is told does not stop the sending.
 struct Sending<'a> {
     client: &'a Client,
     chat: ChatId,
@@ -256,6 +298,13 @@ impl Sending<'_> {
     }
 
     fn tell(&mut self, id: MessageId) -> Result<(), Error> {
+        match self.told(id) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
+
+    fn told(&mut self, id: MessageId) -> Result<(), Error> {
         self.n += 1;
         let Some(message) = self.client.message_state(id)? else { return Ok(()) };
         if self.json {

@@ -11,16 +11,45 @@ use tokio::time::Instant;
 
 /// Requests of one chat on their way.
 const WINDOW: usize = 256;
+
 /// Sending of one chat on this connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sending {
     /// The last number that was written.
     written: u64,
     pub(super) in_flight: usize,
+    /// Requests that may be on their way: halved when the relay limits the rate, one more for every window that went
+    /// through, as TCP does (RFC 5681).
+    window: usize,
+    through: usize,
     /// After a passing refusal: once nothing is in flight, begin again at this time.
     again_at: Option<Instant>,
     /// The lowest number that was taken, and the first free one: begin again with other numbers from there on.
     renumber: Option<(u64, u64)>,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        Self { written: 0, in_flight: 0, window: WINDOW, through: 0, again_at: None, renumber: None }
+    }
+}
+
+impl Sending {
+    fn went_through(&mut self) {
+        self.through += 1;
+        if self.through >= self.window {
+            self.through = 0;
+            self.window = WINDOW.min(self.window + 1);
+        }
+    }
+
+    /// Once for all requests that were on their way together.
+    fn limited(&mut self) {
+        if self.again_at.is_none() {
+            self.through = 0;
+            self.window = (self.window / 2).max(1);
+        }
+    }
 }
 
 impl Live {
@@ -34,10 +63,14 @@ impl Live {
     ) -> Result<Option<Incoming>, Error> {
         let sending = self.sending.entry(chat.clone()).or_default();
         sending.in_flight = sending.in_flight.saturating_sub(1);
-        self.room |= sending.in_flight <= WINDOW / 2;
         let refusal = match reply {
-            Reply::Sent { seq, at } => return Ok(Some(Incoming::Sent { chat, id, seq, at })),
+            Reply::Sent { seq, at } => {
+                sending.went_through();
+                self.room |= sending.in_flight <= sending.window / 2;
+                return Ok(Some(Incoming::Sent { chat, id, seq, at }));
+            }
             Reply::Queued => {
+                self.room |= sending.in_flight <= sending.window / 2;
                 worker.inner.store().set_queued(id)?;
                 worker.inner.changed();
                 return Ok(None);
@@ -46,7 +79,11 @@ impl Live {
             Reply::Unsupported { .. } => Refusal::because(Code::Invalid, "this relay is too old for the request"),
             _ => return Err(Error::Unreachable("a send was answered with something else".to_owned())),
         };
+        self.room |= sending.in_flight <= sending.window / 2;
         if refusal.code.is_passing() {
+            if refusal.code == Code::RateLimited {
+                sending.limited();
+            }
             let wait = match refusal.code {
                 Code::OutOfOrder | Code::NumberTaken => Duration::ZERO,
                 _ => refusal.retry_after().unwrap_or(RETRY),
@@ -96,9 +133,12 @@ impl Live {
             if let Some((from, next)) = sending.renumber {
                 worker.inner.store().renumber(chat, from, next)?;
             }
-            *sending = Sending::default();
+            *sending = Sending { window: sending.window, ..Sending::default() };
         }
-        let room = WINDOW - sending.in_flight;
+        let room = sending.window.saturating_sub(sending.in_flight);
+        if room == 0 {
+            return Ok(());
+        }
         let (rows, oldest) = {
             let store = worker.inner.store();
             (store.unsent(chat, sending.written, room)?, store.oldest_unsent(chat)?)

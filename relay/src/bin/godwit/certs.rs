@@ -23,6 +23,9 @@ pub(crate) enum Verb {
         /// For example eu/eu-1
         #[arg(long)]
         id: RelayId,
+        /// For a relay that has a folder: a new key and certificate. Copy them over, and send the relay SIGHUP.
+        #[arg(long)]
+        renew: bool,
     },
     /// Prints a token that enrols a device once.
     Token {
@@ -46,7 +49,12 @@ pub(crate) fn run(verb: Verb) -> Result<(), Fault> {
             say(&format!("made the issuer of {region} in {}", shown(authority.path()).display()));
             say("keep root.key and tokens.key off the relays' machines");
         }
-        Verb::Relay { dir, id } => {
+        Verb::Relay { dir, id, renew: true } => {
+            let folder = AuthorityDir::new(dir).relay_dir(&id);
+            folder.renew(now)?;
+            say(&format!("renewed relay.crt and relay.key in {}", shown(folder.path()).display()));
+        }
+        Verb::Relay { dir, id, renew: false } => {
             let folder = AuthorityDir::new(dir).relay(&id, now)?;
             say(&format!("made {}: set `certs` to it", shown(folder.path()).display()));
         }

@@ -26,6 +26,13 @@ impl Fault {
     }
 
     pub(crate) fn report(&self) -> ExitCode {
+        say(&format!("godwit: {self}"));
+        ExitCode::from(self.code)
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut text = self.error.to_string();
         for cause in self.error.chain().skip(1).map(ToString::to_string) {
             // Many errors name their cause themselves.
@@ -33,8 +40,7 @@ impl Fault {
                 text = format!("{text}: {cause}");
             }
         }
-        say(&format!("godwit: {text}"));
-        ExitCode::from(self.code)
+        f.write_str(&text)
     }
 }
 
@@ -81,6 +87,7 @@ impl From<StoreError> for Fault {
             StoreError::Corrupt { .. } | StoreError::Newer { .. } | StoreError::Record(_) | StoreError::BadKey => {
                 CORRUPT
             }
+            StoreError::Database(ref error) if matches!(**error, redb::Error::Corrupted(_)) => CORRUPT,
             StoreError::OtherRegion { .. } | StoreError::Missing(_) => USAGE,
             _ => FAULT,
         };
@@ -93,7 +100,7 @@ impl From<StartError> for Fault {
         match error {
             StartError::Store(error) => error.into(),
             StartError::Bind { .. } if is_in_use(&error) => Self::new(IN_USE, error),
-            StartError::Certificates(_) | StartError::Tls(_) => Self::new(USAGE, error),
+            StartError::Certificates(_) | StartError::Tls(_) | StartError::OtherRelay { .. } => Self::new(USAGE, error),
             other => Self::new(FAULT, other),
         }
     }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 /// Exit codes: 0 done; 1 fault; 2 usage or configuration; 3 refused; 4 unreachable or timed out; 5 in use; 6 corrupt or
 /// of a newer format; 130 interrupted.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "godwit", version)]
 struct Args {
     #[command(subcommand)]
     verb: Verb,

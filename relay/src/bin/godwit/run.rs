@@ -1,6 +1,6 @@
 //! `godwit relay` and `godwit config`.
 
-use crate::fault::{Fault, print};
+use crate::fault::{Fault, USAGE, print};
 use crate::shown;
 use godwit_certs::tls::Crypto;
 use godwit_relay::config::Layers;
@@ -35,9 +35,19 @@ impl Args {
         if let Some(path) = &self.config {
             layers.file(path)?;
         }
-        layers.environment(
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-        )?;
+        let mut variables = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => variables.push((name, value)),
+                Err(_) if name.starts_with(Layers::PREFIX) => {
+                    return Err(Fault::new(USAGE, anyhow::anyhow!("environment {name}: not UTF-8")));
+                }
+                Err(_) => {}
+            }
+        }
+        layers.environment(variables.into_iter())?;
         for (flag, key, value) in [
             ("--listen", "listen", &self.listen),
             ("--admin", "admin", &self.admin),
@@ -63,8 +73,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
 }
 
 pub(crate) fn start_log(filter: &str) -> Result<(), Fault> {
-    let filter =
-        EnvFilter::try_new(filter).map_err(|error| Fault::new(crate::fault::USAGE, anyhow::anyhow!("log: {error}")))?;
+    let filter = EnvFilter::try_new(filter).map_err(|error| Fault::new(USAGE, anyhow::anyhow!("log: {error}")))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -104,7 +113,7 @@ pub(crate) async fn serve(
             _ = hang_up.recv() => {
                 let result = reload().and_then(|config| Ok(relay.reload(&config)?));
                 if let Err(fault) = result {
-                    tracing::error!(?fault, "nothing was reloaded");
+                    tracing::error!(%fault, "nothing was reloaded");
                 }
             }
         }

@@ -1,0 +1,81 @@
+//! The relay's one UDP port: its socket, its limits, and the secret that outlives a crash.
+
+use aws_lc_rs::hmac;
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A connection that is silent for longer is dead. Clients send keep-alives well within it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lanes that a client may have open at once.
+const CLIENT_LANES: u32 = 32;
+/// Bytes in flight on one connection, each way.
+const CONNECTION_WINDOW: u32 = 2 << 20;
+const LANE_WINDOW: u32 = 1 << 20;
+/// The kernel's buffers for the one UDP socket; what it grants may be less.
+const SOCKET_BUFFER: usize = 8 << 20;
+
+pub(crate) type Secret = [u8; 32];
+
+pub(crate) fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_LANES))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit a QUIC time-out")))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .stream_receive_window(VarInt::from_u32(LANE_WINDOW))
+        .send_window(CONNECTION_WINDOW.into())
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+/// Stateless resets (RFC 9000, section 10.3) and connection ids are keyed by a secret that the relay keeps: after a crash
+/// it knows the ids of its former self, and tells devices to connect anew instead of letting them wait for a time-out.
+pub(crate) fn config(secret: &Secret) -> EndpointConfig {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let derive = |label: &[u8]| hmac::sign(&secret, label);
+    let reset = derive(b"godwit stateless reset 1");
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+    let ids = derive(b"godwit connection ids 1");
+    let key = ids.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+    config
+}
+
+/// The relay's own secret, made at its first start. It outlives the relay's certificates: devices with a connection to a
+/// former self must understand its resets.
+pub(crate) fn secret(data: &Path) -> io::Result<Secret> {
+    let path = data.join("endpoint.key");
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let bad = |_| io::Error::new(io::ErrorKind::InvalidData, "holds no key: remove it, and a new one is made");
+            bytes.try_into().map_err(bad)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut secret = Secret::default();
+            aws_lc_rs::rand::fill(&mut secret).map_err(|_| io::Error::other("no randomness"))?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(&secret)?;
+            file.sync_all()?;
+            Ok(secret)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    // Best effort: the kernel's limit may be lower.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
