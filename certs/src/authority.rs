@@ -7,7 +7,7 @@ use crate::identity::Identity;
 use godwit_wire::{DeviceId, RELAY_SERVER_NAME, RegionId, RelayId, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType,
+    KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SigningKey,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
@@ -212,6 +212,10 @@ impl DeviceKey {
 
     pub fn credential(&self, chain: Vec<CertificateDer<'static>>) -> Credential {
         Credential { chain, key: pkcs8(&self.0) }
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+        Ok(SigningKey::sign(&self.0, message)?)
     }
 
     /// The public key's bytes.

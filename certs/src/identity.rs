@@ -134,6 +134,12 @@ pub fn peer(chain: &[CertificateDer<'_>], now: UnixMillis) -> Result<Peer, Ident
     Ok(Peer { identity: parsed.identity, not_after, fingerprint: fingerprint(leaf) })
 }
 
+/// The bytes of the public key in a certificate.
+pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
+    Ok(parsed.public_key().subject_public_key.data.to_vec())
+}
+
 /// SHA-256 of a certificate.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate).into()

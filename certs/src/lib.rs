@@ -9,12 +9,14 @@
 //! - [`chain`]: whether a chain leads to the root
 //! - [`identity`]: certificate → device or relay
 //! - [`token`]: one-time enrolment tokens (JWT)
+//! - [`ticket`]: a device's word that a relay may act for it
 //! - [`tls`]: rustls configurations for relays and devices
 
 pub mod authority;
 pub mod chain;
 pub mod folder;
 pub mod identity;
+pub mod ticket;
 pub mod tls;
 pub mod token;
 

@@ -4,7 +4,7 @@ use crate::error::Error;
 use godwit_certs::authority::Credential;
 use godwit_certs::identity::{self, Identity};
 use godwit_certs::tls::{self, Crypto};
-use godwit_wire::{Code, RELAY_SERVER_NAME, Refusal, codec};
+use godwit_wire::{Code, RELAY_SERVER_NAME, Refusal, RelayId, codec};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, ConnectionError, Endpoint, IdleTimeout, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -72,6 +72,16 @@ fn transport() -> TransportConfig {
     transport
 }
 
+/// A connection to a relay.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    pub(crate) connection: quinn::Connection,
+    /// As its certificate says.
+    pub(crate) relay: RelayId,
+    /// The one of those given that led to it.
+    pub(crate) address: String,
+}
+
 /// How to prove oneself, and whom to trust.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialer {
@@ -96,11 +106,7 @@ impl Dialer {
     /// Connects to the first of `addresses` (`host:port`, DNS names may have several addresses) that answers.
     ///
     /// Cancel safety: attempts under way are given up.
-    pub(crate) async fn connect(
-        &self,
-        sockets: &mut Sockets,
-        addresses: &[String],
-    ) -> Result<(quinn::Connection, String), Error> {
+    pub(crate) async fn connect(&self, sockets: &mut Sockets, addresses: &[String]) -> Result<Dialed, Error> {
         let mut candidates = Vec::new();
         let mut last = Error::Unreachable("no relay's address is known".to_owned());
         for address in addresses {
@@ -121,8 +127,8 @@ impl Dialer {
             let config = self.config.clone();
             attempts.spawn(async move {
                 tokio::time::sleep(STAGGER * turn).await;
-                let result = attempt(&endpoint, config, candidate).await;
-                result.map(|connection| (connection, address))
+                let (connection, relay) = attempt(&endpoint, config, candidate).await?;
+                Ok(Dialed { connection, relay, address })
             });
         }
         while let Some(result) = attempts.join_next().await {
@@ -136,7 +142,11 @@ impl Dialer {
     }
 }
 
-async fn attempt(endpoint: &Endpoint, config: ClientConfig, address: SocketAddr) -> Result<quinn::Connection, Error> {
+async fn attempt(
+    endpoint: &Endpoint,
+    config: ClientConfig,
+    address: SocketAddr,
+) -> Result<(quinn::Connection, RelayId), Error> {
     let connecting = endpoint
         .connect_with(config, address, RELAY_SERVER_NAME)
         .map_err(|error| Error::Unreachable(format!("{address}: {error}")))?;
@@ -145,8 +155,8 @@ async fn attempt(endpoint: &Endpoint, config: ClientConfig, address: SocketAddr)
         .map_err(|_| Error::Unreachable(format!("{address}: no answer")))?
         .map_err(|error| ended(&error, address))?;
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    if let Some(Ok(Identity::Relay(_))) = chain.map(|chain| identity::identity(&chain)) {
-        return Ok(connection);
+    if let Some(Ok(Identity::Relay(relay))) = chain.map(|chain| identity::identity(&chain)) {
+        return Ok((connection, relay));
     }
     connection.close(VarInt::from_u32(Code::Unauthenticated.number().into()), b"");
     Err(Error::Certificates(format!("{address}: what answers there is not a relay")))

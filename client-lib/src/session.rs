@@ -8,7 +8,7 @@ use crate::error::Error;
 use bytes::Bytes;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::{Event, Hello, Options, Reply, Request, Welcome};
-use godwit_wire::{ChatId, Code, Refusal};
+use godwit_wire::{ChatId, Code, Refusal, Ticket};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -76,14 +76,17 @@ async fn read_reply(receive: &mut RecvStream, reader: &mut FrameReader) -> Resul
 }
 
 impl Session {
-    /// Says hello on a fresh connection.
+    /// Says hello on a fresh connection, with a ticket for the relay.
     ///
     /// # Errors
     /// [`Error::Refused`] with the relay's reason if the device is not let in.
-    pub(crate) async fn start(connection: Connection) -> Result<(Self, Welcome, mpsc::Receiver<FromRelay>), Error> {
+    pub(crate) async fn start(
+        connection: Connection,
+        ticket: &Ticket,
+    ) -> Result<(Self, Welcome, mpsc::Receiver<FromRelay>), Error> {
         let hello = Request::Hello(Hello {
             client: concat!("godwit-client ", env!("CARGO_PKG_VERSION")).to_owned(),
-            options: Options::default(),
+            options: Options::with_ticket(ticket),
         });
         let address = connection.remote_address();
         let reply = one_shot(&connection, &hello).await;

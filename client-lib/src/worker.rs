@@ -5,7 +5,7 @@
 mod live;
 
 use crate::client::Inner;
-use crate::dial::{Dialer, Sockets};
+use crate::dial::{Dialed, Dialer, Sockets};
 use crate::error::Error;
 use crate::event::ConnectionState;
 use crate::session::Session;
@@ -186,11 +186,12 @@ impl Worker {
             (store.device()?.ok_or_else(|| Error::NotEnrolled(self.inner.home.clone()))?, store.relays()?)
         };
         let key = DeviceKey::from_der(&row.key).map_err(|error| Error::Certificates(error.to_string()))?;
-        let chain = row.chain.into_iter().map(CertificateDer::from).collect();
+        let chain: Vec<_> = row.chain.into_iter().map(CertificateDer::from).collect();
         let authority = CertificateDer::from(row.authority);
-        let dialer = Dialer::new(&self.crypto, &authority, Some(key.credential(chain)), ALPN_DEVICE)?;
-        let (connection, address) = dialer.connect(&mut self.sockets, &relays).await?;
-        let (session, welcome, incoming) = Session::start(connection).await?;
+        let dialer = Dialer::new(&self.crypto, &authority, Some(key.credential(chain.clone())), ALPN_DEVICE)?;
+        let Dialed { connection, relay, address } = dialer.connect(&mut self.sockets, &relays).await?;
+        let ticket = key.ticket_for(&relay, &chain).map_err(|error| Error::Certificates(error.to_string()))?;
+        let (session, welcome, incoming) = Session::start(connection, &ticket).await?;
         let another = self.inner.store().set_generation(welcome.store_generation)?;
         if another {
             tracing::warn!("the home's store was restored from a backup; comparing everything");

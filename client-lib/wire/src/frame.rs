@@ -7,6 +7,7 @@
 use crate::code::Refusal;
 use crate::entry::{BlobRef, Change, ChatKind, Content, LogEntry, Member, Role, Title, bounded};
 use crate::id::{ChatId, MessageId, RelayId, Seq};
+pub use crate::options::Options;
 use crate::{UnixMillis, limits};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -25,10 +26,6 @@ pub struct Stamp {
     /// sends out of order.
     pub previous: Option<MessageId>,
 }
-
-/// Room for what is not known yet. A relay ignores what it does not understand.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Options(#[serde(deserialize_with = "bounded::bytes::<_, { limits::OPTIONS_BYTES }>")] Bytes);
 
 /// The first request on a connection. Nothing else is answered before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 //!
 //! - [`id`]: users, devices, regions, relays, chats, positions in a chat
 //! - [`frame`]: requests, replies and events
+//! - [`options`]: room in requests for what came later, such as tickets
 //! - [`entry`]: one entry of a chat's log as a reader sees it
 //! - [`code`]: refusals, with codes that are never renumbered
 //! - [`codec`]: length prefix, limits, postcard
@@ -16,12 +17,14 @@ pub mod entry;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod options;
 #[cfg(test)]
 mod tests;
 mod time;
 
 pub use code::{Code, Refusal};
 pub use id::{ChatId, DeviceId, MessageId, RegionId, RelayId, Seq, UserId};
+pub use options::Ticket;
 pub use time::{Clock, UnixMillis};
 
 /// The ALPN of device sessions. The number is the protocol's major version.
