@@ -1,0 +1,309 @@
+//! What other relays claim, and how far each is known: items and heads come from gossip, the rest is pulled.
+//!
+//! A relay's changes are applied in order and without gaps. Whoever hears of changes that do not follow on what it knows
+//! pulls, one pull a relay at a time, with a rest after each.
+
+use crate::Config;
+use crate::broadcast::{ClaimsItem, HeadItem};
+use crate::hash::{Change, UserHash};
+use crate::page::{ClaimsPage, PAGE_CLAIMS, Part};
+use crate::table::{Full, Number, Table};
+use godwit_wire::{RelayId, UserId};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Why a page was refused. What was known before stays, except with [`PageError::Full`]; the pull counts as failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    #[error("no pull from this relay is going on")]
+    NotAsked,
+    #[error("the page is of another epoch")]
+    Epoch,
+    #[error("the page does not follow on what is known")]
+    Order,
+    #[error("the page is larger than allowed")]
+    TooLarge,
+    #[error("the claims of this relay do not fit")]
+    Full,
+}
+
+/// How a pull goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    More,
+    Done,
+}
+
+/// What presence wants done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    Pull {
+        relay: RelayId,
+        epoch: u64,
+        since: u64,
+    },
+    /// Come back with the number after this time.
+    Wait {
+        relay: RelayId,
+        token: u64,
+        after: Duration,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pull {
+    Idle,
+    /// Under way; `wanted` is what was known to exist when it began.
+    Asked {
+        wanted: u64,
+    },
+    /// Not before the timer with this number.
+    Resting {
+        token: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Peer {
+    epoch: u64,
+    /// Every change up to here is in the table. `None` until it is known whether there are any.
+    version: Option<u64>,
+    /// Changes up to here are said to exist.
+    wanted: u64,
+    number: Number,
+    /// A snapshot on its way in: hidden until it is complete.
+    loading: Option<(Number, u64)>,
+    pull: Pull,
+    failures: u32,
+}
+
+impl Peer {
+    fn known(&self) -> u64 {
+        self.version.unwrap_or(0)
+    }
+
+    fn lacks(&self) -> bool {
+        self.version.is_none() || self.wanted > self.known()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Presence {
+    table: Table,
+    peers: BTreeMap<RelayId, Peer>,
+    rng: SmallRng,
+    tokens: u64,
+    rest: Duration,
+    retry: (Duration, Duration),
+    pub wants: Vec<Want>,
+}
+
+impl Presence {
+    pub fn new(config: &Config, seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        Self {
+            table: Table::new(config.claims_max, rng.random()),
+            peers: BTreeMap::new(),
+            rng,
+            tokens: 0,
+            rest: config.pull_rest,
+            retry: config.pull_retry,
+            wants: Vec::new(),
+        }
+    }
+
+    pub fn holders(&self, user: &UserId) -> impl Iterator<Item = &RelayId> {
+        self.table.holders(UserHash::of(user))
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
+    /// The process whose claims are kept.
+    pub fn epoch(&self, relay: &RelayId) -> Option<u64> {
+        Some(self.peers.get(relay)?.epoch)
+    }
+
+    /// How far a relay's claims are known.
+    pub fn version(&self, relay: &RelayId) -> Option<u64> {
+        self.peers.get(relay)?.version
+    }
+
+    /// A process that was not known before is up. Its claims are pulled in a moment, unless it says first that it has
+    /// none. The moment spreads out the pulls of all the others.
+    pub fn up(&mut self, relay: &RelayId, epoch: u64) {
+        self.down(relay);
+        // 65,536 numbers are more than twice the members allowed.
+        let Some(number) = self.table.open() else { return };
+        self.table.show(&number, relay);
+        let peer = Peer { epoch, version: None, wanted: 0, number, loading: None, pull: Pull::Idle, failures: 0 };
+        self.peers.insert(relay.clone(), peer);
+        let after = self.rng.random_range(Duration::ZERO..=self.rest);
+        self.wait(relay, after);
+    }
+
+    pub fn down(&mut self, relay: &RelayId) {
+        let Some(peer) = self.peers.remove(relay) else { return };
+        self.table.drop_number(peer.number);
+        if let Some((number, _)) = peer.loading {
+            self.table.drop_number(number);
+        }
+    }
+
+    pub fn item(&mut self, item: &ClaimsItem) {
+        let Some(peer) = self.peers.get_mut(&item.relay).filter(|peer| peer.epoch == item.epoch) else { return };
+        peer.wanted = peer.wanted.max(item.last());
+        match apply(&mut self.table, peer, item.first, &item.changes) {
+            Ok(()) => {}
+            Err(PageError::Full) => self.overflow(&item.relay),
+            Err(_) => self.ask(&item.relay),
+        }
+    }
+
+    pub fn head(&mut self, item: &HeadItem) {
+        let Some(peer) = self.peers.get_mut(&item.relay).filter(|peer| peer.epoch == item.epoch) else { return };
+        peer.wanted = peer.wanted.max(item.version);
+        self.ask(&item.relay);
+    }
+
+    /// The relay itself says which version everybody should have heard of.
+    pub fn settled(&mut self, relay: &RelayId, epoch: u64, version: u64) {
+        let Some(peer) = self.peers.get_mut(relay).filter(|peer| peer.epoch == epoch) else { return };
+        if version == 0 {
+            // Nothing is settled: whatever it claims is recent and comes with its items from the first on.
+            peer.version.get_or_insert(0);
+        } else if version > peer.known() {
+            peer.wanted = peer.wanted.max(version);
+            self.ask(relay);
+        }
+    }
+
+    /// Pulls, if something is missing and no pull is going on or resting.
+    fn ask(&mut self, relay: &RelayId) {
+        let Some(peer) = self.peers.get_mut(relay) else { return };
+        if peer.pull == Pull::Idle && peer.lacks() {
+            peer.pull = Pull::Asked { wanted: peer.wanted };
+            self.wants.push(Want::Pull { relay: relay.clone(), epoch: peer.epoch, since: peer.known() });
+        }
+    }
+
+    fn wait(&mut self, relay: &RelayId, after: Duration) {
+        self.tokens += 1;
+        if let Some(peer) = self.peers.get_mut(relay) {
+            peer.pull = Pull::Resting { token: self.tokens };
+            self.wants.push(Want::Wait { relay: relay.clone(), token: self.tokens, after });
+        }
+    }
+
+    pub fn timer(&mut self, relay: &RelayId, token: u64) {
+        let Some(peer) = self.peers.get_mut(relay) else { return };
+        if peer.pull == (Pull::Resting { token }) {
+            peer.pull = Pull::Idle;
+            self.ask(relay);
+        }
+    }
+
+    pub fn page(&mut self, relay: &RelayId, page: ClaimsPage) -> Result<Progress, PageError> {
+        let Some(peer) = self.peers.get_mut(relay) else { return Err(PageError::NotAsked) };
+        let Pull::Asked { wanted } = peer.pull else { return Err(PageError::NotAsked) };
+        match take(&mut self.table, relay, peer, &page) {
+            Err(PageError::Full) => {
+                self.overflow(relay);
+                return Err(PageError::Full);
+            }
+            Err(error) => {
+                self.pull_failed(relay);
+                return Err(error);
+            }
+            Ok(()) if !page.last => return Ok(Progress::More),
+            Ok(()) => {}
+        }
+        // The relay knows best how far its claims go. Less than was wanted when we asked means that somebody told of
+        // changes that never were; what was heard of since then may still be true.
+        if peer.wanted == wanted {
+            peer.wanted = peer.known();
+        }
+        peer.failures = 0;
+        let after = self.rng.random_range(self.rest / 2..=self.rest * 3 / 2);
+        self.wait(relay, after);
+        Ok(Progress::Done)
+    }
+
+    pub fn pull_failed(&mut self, relay: &RelayId) {
+        let Some(peer) = self.peers.get_mut(relay).filter(|peer| matches!(peer.pull, Pull::Asked { .. })) else {
+            return;
+        };
+        if let Some((number, _)) = peer.loading.take() {
+            self.table.drop_number(number);
+        }
+        let step = self.retry.0.saturating_mul(1 << peer.failures.min(16)).min(self.retry.1);
+        peer.failures = peer.failures.saturating_add(1);
+        let after = self.rng.random_range(step / 2..=step * 3 / 2);
+        self.wait(relay, after);
+    }
+
+    /// A relay claims more than there is room for: it is as if it claimed nothing, until there is.
+    fn overflow(&mut self, relay: &RelayId) {
+        let Some(Peer { epoch, wanted, failures, .. }) = self.peers.get(relay) else { return };
+        let (epoch, wanted, failures) = (*epoch, *wanted, *failures);
+        self.up(relay, epoch);
+        if let Some(peer) = self.peers.get_mut(relay) {
+            (peer.wanted, peer.failures, peer.pull) = (wanted, failures, Pull::Asked { wanted });
+            self.pull_failed(relay);
+        }
+    }
+
+    pub fn wanted(&self, relay: &RelayId) -> u64 {
+        self.peers.get(relay).map_or(0, |peer| peer.wanted)
+    }
+}
+
+fn take(table: &mut Table, relay: &RelayId, peer: &mut Peer, page: &ClaimsPage) -> Result<(), PageError> {
+    if page.epoch != peer.epoch {
+        return Err(PageError::Epoch);
+    }
+    match &page.part {
+        Part::Snapshot { hashes, .. } if hashes.len() > PAGE_CLAIMS || page.last => Err(PageError::TooLarge),
+        Part::Changes { changes, .. } if changes.len() > PAGE_CLAIMS => Err(PageError::TooLarge),
+        Part::Snapshot { version, hashes } => {
+            if peer.loading.is_none() {
+                peer.loading = Some((table.open().ok_or(PageError::Full)?, *version));
+            }
+            let (number, _) = peer.loading.as_ref().filter(|(_, v)| v == version).ok_or(PageError::Order)?;
+            hashes.iter().try_for_each(|&hash| table.claim(number, hash)).map_err(|Full| PageError::Full)
+        }
+        Part::Changes { first, changes } => {
+            if let Some((number, version)) = peer.loading.take_if(|(_, version)| version.checked_add(1) == Some(*first))
+            {
+                table.show(&number, relay);
+                table.drop_number(std::mem::replace(&mut peer.number, number));
+                peer.version = Some(version);
+            }
+            if peer.loading.is_some() {
+                return Err(PageError::Order);
+            }
+            apply(table, peer, *first, changes)
+        }
+    }
+}
+
+/// Applies what is new of these changes; [`PageError::Order`] if they begin after the next one.
+fn apply(table: &mut Table, peer: &mut Peer, first: u64, changes: &[Change]) -> Result<(), PageError> {
+    first.checked_add(changes.len() as u64).filter(|_| first > 0).ok_or(PageError::Order)?;
+    let next = peer.known().checked_add(1).ok_or(PageError::Order)?;
+    let skip = next.checked_sub(first).ok_or(PageError::Order)?;
+    // An empty page that starts at 1 says that there is nothing.
+    let version = peer.version.insert(next - 1);
+    for &change in changes.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)) {
+        table.apply(&peer.number, change).map_err(|Full| PageError::Full)?;
+        *version += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The members that are up, and the newest that was heard of each. Shared with foca's callbacks, which ask it whether an
+//! item is news; the lock is never contended, because foca calls back only within our own calls.
+
+use crate::broadcast::{ClaimsItem, HeadItem, Item, StatusItem};
+use crate::{Identity, PresenceScope, Status};
+use godwit_wire::RelayId;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A relay that is up, as far as this one knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub identity: Identity,
+    /// Unknown until the first packet or item of the relay arrives.
+    pub status: Option<Status>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    member: Member,
+    status_version: u64,
+    /// The highest version of its claims that an item told of.
+    head: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Roster {
+    me: RelayId,
+    scope: PresenceScope,
+    members: BTreeMap<RelayId, Entry>,
+    heard: Vec<Item>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct SharedRoster(Arc<Mutex<Roster>>);
+
+impl SharedRoster {
+    pub fn new(me: RelayId, scope: PresenceScope) -> Self {
+        Self(Arc::new(Mutex::new(Roster { me, scope, members: BTreeMap::new(), heard: Vec::new() })))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Roster> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Roster {
+    /// The relay is up under this identity. Gives the process that it replaced, if that was up.
+    pub fn up(&mut self, identity: &Identity) -> Option<Identity> {
+        if let Some(entry) = self.entry(identity.relay(), identity.epoch()) {
+            entry.member.identity = identity.clone();
+            return None;
+        }
+        let member = Member { identity: identity.clone(), status: None };
+        let entry = Entry { member, status_version: 0, head: 0 };
+        self.members.insert(identity.relay().clone(), entry).map(|old| old.member.identity)
+    }
+
+    pub fn down(&mut self, relay: &RelayId) {
+        self.members.remove(relay);
+    }
+
+    pub fn contains(&self, relay: &RelayId) -> bool {
+        self.members.contains_key(relay)
+    }
+
+    pub fn members(&self) -> Vec<Member> {
+        self.members.values().map(|entry| entry.member.clone()).collect()
+    }
+
+    pub fn member(&self, relay: &RelayId) -> Option<Member> {
+        self.members.get(relay).map(|entry| entry.member.clone())
+    }
+
+    /// Whether claims go to and come from this relay.
+    pub fn in_scope(&self, relay: &RelayId) -> bool {
+        self.scope == PresenceScope::Cluster || relay.region() == self.me.region()
+    }
+
+    /// Whether an item is news, to be acted on and passed on. Items about relays that are not up are not: nothing would
+    /// bound them, and a relay that comes up is asked anyway.
+    pub fn hear(&mut self, item: Item) -> bool {
+        let news = match &item {
+            Item::Claims(claims @ ClaimsItem { relay, epoch, .. }) => self.hear_head(relay, *epoch, claims.last()),
+            Item::Head(HeadItem { relay, epoch, version }) => self.hear_head(relay, *epoch, *version),
+            Item::Status(StatusItem { relay, epoch, version, status }) => {
+                self.hear_status(relay, *epoch, *version, *status)
+            }
+        };
+        if news {
+            self.heard.push(item);
+        }
+        news
+    }
+
+    fn entry(&mut self, relay: &RelayId, epoch: u64) -> Option<&mut Entry> {
+        self.members.get_mut(relay).filter(|entry| entry.member.identity.epoch() == epoch)
+    }
+
+    fn hear_head(&mut self, relay: &RelayId, epoch: u64, version: u64) -> bool {
+        if !self.in_scope(relay) {
+            return false;
+        }
+        let Some(entry) = self.entry(relay, epoch).filter(|entry| entry.head < version) else { return false };
+        entry.head = version;
+        true
+    }
+
+    fn hear_status(&mut self, relay: &RelayId, epoch: u64, version: u64, status: Status) -> bool {
+        let Some(entry) = self.entry(relay, epoch).filter(|entry| entry.status_version < version) else { return false };
+        entry.status_version = version;
+        entry.member.status = Some(status);
+        true
+    }
+
+    /// The relay itself says how it is doing, 0 for not at all yet: believed over what others told of it.
+    pub fn hear_status_itself(&mut self, relay: &RelayId, epoch: u64, version: u64, status: Status) -> bool {
+        let Some(entry) = self.entry(relay, epoch).filter(|entry| version != 0 && entry.status_version != version)
+        else {
+            return false;
+        };
+        entry.status_version = version;
+        entry.member.status = Some(status);
+        true
+    }
+
+    /// The relay itself said how far its claims go, so a higher version that somebody told was an error.
+    pub fn correct_head(&mut self, relay: &RelayId, version: u64) {
+        if let Some(entry) = self.members.get_mut(relay) {
+            entry.head = version;
+        }
+    }
+
+    pub fn take_heard(&mut self) -> Vec<Item> {
+        std::mem::take(&mut self.heard)
+    }
+}
