@@ -72,6 +72,14 @@ pub struct Stats {
     pub backlog: usize,
 }
 
+/// Which of the core's own timers are out.
+#[derive(Debug, Default)]
+struct Waiting {
+    flush: bool,
+    spread: bool,
+    status: bool,
+}
+
 #[derive(Debug)]
 pub struct Gossip {
     membership: Membership,
@@ -82,13 +90,11 @@ pub struct Gossip {
     /// The status last broadcast.
     told: Status,
     status_period: Duration,
-    status_resting: bool,
     flush_period: Duration,
-    flushing: bool,
     /// Gossip goes to random members of the cluster; where claims stay in the region, few of those may have them. Then
     /// items are also sent to members of the region alone, this often.
     spread_period: Option<Duration>,
-    spreading: bool,
+    waiting: Waiting,
     packet_bytes: usize,
     left: bool,
     effects: VecDeque<Effect>,
@@ -108,11 +114,9 @@ impl Gossip {
             status: (0, Status::default()),
             told: Status::default(),
             status_period: config.status_period,
-            status_resting: false,
             flush_period: config.presence_flush,
-            flushing: false,
             spread_period: (config.scope == PresenceScope::Region).then_some(config.gossip_period),
-            spreading: false,
+            waiting: Waiting::default(),
             packet_bytes: config.packet_bytes,
             left: false,
             effects: VecDeque::new(),
@@ -175,18 +179,18 @@ impl Gossip {
             Due::Swim(timer) => self.membership.timer(timer),
             Due::Pull { relay, token } => self.presence.timer(&relay, token),
             Due::Flush => {
-                self.flushing = false;
+                self.waiting.flush = false;
                 if let Some(item) = self.own.flush(self.membership.backlog()) {
                     self.broadcast(&item);
                 }
                 self.start_flush();
             }
             Due::Spread => {
-                self.spreading = false;
+                self.waiting.spread = false;
                 self.membership.spread();
             }
             Due::Status => {
-                self.status_resting = false;
+                self.waiting.status = false;
                 self.tell_status();
             }
         }
@@ -206,8 +210,8 @@ impl Gossip {
     }
 
     fn start_flush(&mut self) {
-        if self.own.busy() && !self.flushing && !self.left {
-            self.flushing = true;
+        if self.own.busy() && !self.waiting.flush && !self.left {
+            self.waiting.flush = true;
             self.effects.push_back(Effect::Timer { after: self.flush_period, timer: Timer(Due::Flush) });
         }
     }
@@ -223,14 +227,14 @@ impl Gossip {
     fn tell_status(&mut self) {
         let (version, status) = self.status;
         let urgent = status.draining != self.told.draining;
-        if self.left || !status.notable(&self.told) || (self.status_resting && !urgent) {
+        if self.left || !status.notable(&self.told) || (self.waiting.status && !urgent) {
             return;
         }
         self.told = status;
         let (relay, epoch) = (self.me().relay().clone(), self.me().epoch());
         self.broadcast(&Item::Status(StatusItem { relay, epoch, version, status }));
-        if !self.status_resting {
-            self.status_resting = true;
+        if !self.waiting.status {
+            self.waiting.status = true;
             self.effects.push_back(Effect::Timer { after: self.status_period, timer: Timer(Due::Status) });
         }
     }
@@ -338,8 +342,8 @@ impl Gossip {
         for (after, timer) in self.membership.out.timers.drain(..) {
             self.effects.push_back(Effect::Timer { after, timer: Timer(Due::Swim(timer)) });
         }
-        if let Some(after) = self.spread_period.filter(|_| !self.spreading && self.membership.backlog() > 0) {
-            self.spreading = true;
+        if let Some(after) = self.spread_period.filter(|_| !self.waiting.spread && self.membership.backlog() > 0) {
+            self.waiting.spread = true;
             self.effects.push_back(Effect::Timer { after, timer: Timer(Due::Spread) });
         }
         for want in self.presence.wants.drain(..) {

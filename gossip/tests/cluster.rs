@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 fn cluster(nodes: usize, seed: u64) -> Sim {
     let mut sim = Sim::new(nodes, Config::wan(), seed);

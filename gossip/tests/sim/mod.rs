@@ -235,7 +235,7 @@ impl Sim {
 
     fn delay(&mut self) -> Duration {
         let (min, max) = self.latency;
-        min + (max - min).mul_f64(self.rng.f64())
+        min + max.saturating_sub(min).mul_f64(self.rng.f64())
     }
 
     fn push(&mut self, after: Duration, event: Event) {
@@ -257,12 +257,12 @@ impl Sim {
     pub fn run_until(&mut self, limit: Duration, holds: impl Fn(&Self) -> bool) -> Option<Duration> {
         let start = self.now;
         while !holds(self) {
-            if self.now - start >= limit {
+            if self.now >= start + limit {
                 return None;
             }
             self.run(Duration::from_millis(100));
         }
-        Some(self.now - start)
+        Some(self.now.saturating_sub(start))
     }
 
     fn happen(&mut self, event: Event) {
