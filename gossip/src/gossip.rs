@@ -263,7 +263,7 @@ impl Gossip {
     }
 
     /// The other relays that claim this user. A hint, and rarely a wrong one: hashes collide.
-    pub fn holders(&self, user: &UserId) -> impl Iterator<Item = &RelayId> {
+    pub fn holders(&self, user: &UserId) -> impl Iterator<Item = &RelayId> + use<'_> {
         self.presence.holders(user)
     }
 

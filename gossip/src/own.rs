@@ -169,3 +169,93 @@ impl OwnClaims {
         self.hashes.iter().flat_map(|(&hash, &users)| std::iter::repeat_n(hash, users as usize)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::Part;
+
+    fn user(n: usize) -> UserId {
+        format!("user{n}@eu").parse().unwrap()
+    }
+
+    fn own() -> OwnClaims {
+        OwnClaims::new("eu/eu-1".parse().unwrap(), 1, &Config::wan())
+    }
+
+    fn ranges(own: &mut OwnClaims, epoch: u64, since: u64) -> (Option<u64>, usize, u64, usize) {
+        let (mut snapshot, mut claims, mut first, mut changed) = (None, 0, 0, 0);
+        let pages: Vec<_> = own.pages(epoch, since).collect();
+        assert!(pages.iter().rev().skip(1).all(|page| !page.last) && pages.last().unwrap().last);
+        for page in pages {
+            assert!(page.encode().len() < 33_000);
+            match page.part {
+                Part::Snapshot { version, hashes } => (snapshot, claims) = (Some(version), claims + hashes.len()),
+                Part::Changes { first: f, changes } => {
+                    first = if first == 0 { f } else { first };
+                    changed += changes.len();
+                }
+            }
+        }
+        (snapshot, claims, first, changed)
+    }
+
+    #[test]
+    fn only_the_first_device_and_the_last_are_changes() {
+        let mut own = own();
+        assert!(own.claim(&user(1)) && !own.claim(&user(1)));
+        assert!(!own.withdraw(&user(1)) && own.withdraw(&user(1)) && !own.withdraw(&user(1)));
+        assert_eq!((own.version, own.len(), own.hashes.len()), (2, 0, 0));
+    }
+
+    #[test]
+    fn items_repeat_the_window_then_fall_silent() {
+        let mut own = own();
+        own.claim(&user(1));
+        let Some(Item::Claims(item)) = own.flush(0) else { panic!("no item") };
+        assert_eq!((item.first, item.last()), (1, 1));
+        own.claim(&user(2));
+        let Some(Item::Claims(item)) = own.flush(0) else { panic!("no item") };
+        assert_eq!((item.first, item.last()), (1, 2));
+        assert!((0..30).all(|_| own.flush(0).is_none()) && !own.busy() && own.settled() == 2);
+        own.withdraw(&user(2));
+        let Some(Item::Claims(item)) = own.flush(0) else { panic!("no item") };
+        assert_eq!((item.first, item.last()), (3, 3));
+    }
+
+    #[test]
+    fn an_item_fits_beside_the_longest_header_and_more_is_a_head() {
+        let relay: RelayId = format!("{}/{}", "r".repeat(16), "n".repeat(32)).parse().unwrap();
+        let mut own = OwnClaims::new(relay, u64::MAX, &Config::wan());
+        (0..own.item_changes).for_each(|n| assert!(own.claim(&user(n))));
+        let item = own.flush(0).unwrap();
+        assert!(matches!(item, Item::Claims(_)) && item.encode().len() < 1200 - 200, "{}", item.encode().len());
+        own.claim(&user(9999));
+        assert!(matches!(own.flush(0), Some(Item::Head(head)) if head.version == own.version));
+    }
+
+    #[test]
+    fn a_busy_cluster_hears_from_us_less_often() {
+        let mut own = own();
+        let told = (0..100).filter(|&n| {
+            own.claim(&user(n));
+            own.flush(160).is_some()
+        });
+        assert_eq!(told.count(), 9);
+    }
+
+    #[test]
+    fn a_pull_brings_changes_or_a_snapshot_in_pages() {
+        let mut own = own();
+        assert_eq!(ranges(&mut own, 1, 0), (None, 0, 1, 0));
+        (0..70_000).for_each(|n| assert!(own.claim(&user(n))));
+        assert_eq!(ranges(&mut own, 1, 69_990), (None, 0, 69_991, 10));
+        assert_eq!(ranges(&mut own, 1, 0), (Some(70_000), 70_000, 70_001, 0), "older than the log");
+        own.withdraw(&user(1));
+        assert_eq!(ranges(&mut own, 1, 0), (Some(70_000), 70_000, 70_001, 1), "the snapshot is shared");
+        assert_eq!(ranges(&mut own, 7, 70_000), (Some(70_000), 70_000, 70_001, 1), "another epoch's number");
+        assert_eq!(ranges(&mut own, 1, 80_000).0, Some(70_000), "a number that never was");
+        (2..69_990).for_each(|n| assert!(own.withdraw(&user(n))));
+        assert_eq!(ranges(&mut own, 1, 100_000), (Some(139_989), 11, 139_990, 0), "shorter than the changes");
+    }
+}

@@ -137,6 +137,15 @@ impl Table {
             .filter_map(|c| self.slots[usize::from(c.number)].relay.as_ref())
     }
 
+    /// Users of this hash at this relay.
+    #[cfg(test)]
+    pub fn users(&self, relay: &RelayId, hash: UserHash) -> u16 {
+        let of = |claim: &&Claim| {
+            claim.hash() == hash.get() && self.slots[usize::from(claim.number)].relay.as_ref() == Some(relay)
+        };
+        self.claims.iter_hash(mix(self.key, hash.get())).find(of).map_or(0, |claim| claim.users)
+    }
+
     /// Claims that are not dead.
     pub fn len(&self) -> usize {
         self.claims.len() - self.dead

@@ -34,7 +34,7 @@ enum Event {
     },
     /// All its pages arrive, or none.
     Pages {
-        from: usize,
+        from: RelayId,
         to: usize,
         life: u32,
         pages: Option<Vec<Vec<u8>>>,
@@ -98,6 +98,8 @@ pub struct Sim {
     pub config: Config,
     /// What everyone saw, if it is kept.
     pub seen: Option<Vec<(Duration, usize, Seen)>>,
+    /// Every packet that arrived, if they are kept: from, to, bytes.
+    pub tapped: Option<Vec<(usize, usize, bytes::Bytes)>>,
     index: HashMap<RelayId, usize>,
     heap: BinaryHeap<Reverse<Due>>,
     events: u64,
@@ -124,6 +126,7 @@ impl Sim {
             latency: (Duration::from_millis(5), Duration::from_millis(140)),
             config,
             seen: Some(Vec::new()),
+            tapped: None,
             index: HashMap::new(),
             heap: BinaryHeap::new(),
             events: 0,
@@ -215,9 +218,13 @@ impl Sim {
             }
             Effect::Timer { after, timer } => self.push(after, Event::Timer { node: n, life, timer }),
             Effect::Pull { relay, epoch, since } => {
-                let to = self.index[&relay];
                 let delay = self.delay();
-                self.push(delay, Event::Pull { from: n, life, to, epoch, since });
+                let event = match self.index.get(&relay) {
+                    Some(&to) => Event::Pull { from: n, life, to, epoch, since },
+                    // Somebody made it up.
+                    None => Event::Pages { from: relay.clone(), to: n, life, pages: None },
+                };
+                self.push(delay, event);
                 self.see(n, Seen::Pull(relay, since));
             }
             Effect::Up(identity) => self.see(n, Seen::Up(identity)),
@@ -268,6 +275,9 @@ impl Sim {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Packet { from, to, bytes } => {
+                if let Some(all) = &mut self.tapped {
+                    all.push((from, to, bytes.clone()));
+                }
                 if self.nodes[to].alive {
                     self.with(to, |gossip| gossip.packet(&relay(from), &bytes)).unwrap();
                 }
@@ -283,13 +293,12 @@ impl Sim {
                 let pages = reached
                     .then(|| self.nodes[to].gossip.claims_since(epoch, since).map(|page| page.encode()).collect());
                 let delay = self.delay();
-                self.push(delay, Event::Pages { from: to, to: from, life, pages });
+                self.push(delay, Event::Pages { from: relay(to), to: from, life, pages });
             }
             Event::Pages { from, to, life, pages } => {
                 if !self.nodes[to].alive || self.nodes[to].life != life {
                     return;
                 }
-                let from = relay(from);
                 let Some(pages) = pages else { return self.with(to, |gossip| gossip.pull_failed(&from)) };
                 for page in pages {
                     self.nodes[to].pages_bytes_in += page.len() as u64;
