@@ -528,7 +528,7 @@ mod tests {
                         if broken {
                             pages.pop();
                         }
-                        pages.into_iter().for_each(|page| assert!(presence.page(&relay(), page).is_ok()));
+                        for page in pages { assert!(presence.page(&relay(), page).is_ok()); }
                         if broken {
                             presence.pull_failed(&relay());
                         }

@@ -57,7 +57,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
     if admin.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    match admin.edge.store.read(|store| store.dirty(None, 1)).await {
+    match admin.edge.owner.store.read(|store| store.dirty(None, 1)).await {
         Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")),
     }
@@ -69,10 +69,10 @@ fn gauge(value: u64) -> i64 {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     let metrics = &admin.edge.metrics;
-    let now = admin.edge.clock.now();
+    let now = admin.edge.owner.clock.now();
     let mut totals_at = admin.totals_at.lock().await;
     if totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE) {
-        match admin.edge.store.read(Snapshot::inbox_totals).await {
+        match admin.edge.owner.store.read(Snapshot::inbox_totals).await {
             Ok(totals) => {
                 metrics.inbox_rows.set(gauge(totals.rows));
                 metrics.inbox_bytes.set(gauge(totals.bytes));
@@ -99,7 +99,7 @@ async fn revoke(State(admin): State<Arc<Admin>>, Query(query): Query<Device>) ->
         Ok(device) => device,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("device: {error}\n")),
     };
-    match admin.edge.store.revoke(device.clone()).await {
+    match admin.edge.owner.store.revoke(device.clone()).await {
         Ok(true) => {
             tracing::info!(%device, "revoked");
             (StatusCode::OK, format!("{device} is revoked\n"))
@@ -115,7 +115,7 @@ struct Backup {
 }
 
 async fn backup(State(admin): State<Arc<Admin>>, Query(query): Query<Backup>) -> Answer {
-    match admin.edge.store.backup(query.to.clone()).await {
+    match admin.edge.owner.store.backup(query.to.clone()).await {
         Ok(()) => (StatusCode::OK, format!("copied to {}\n", query.to.display())),
         Err(error @ StoreError::File { .. }) => (StatusCode::CONFLICT, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

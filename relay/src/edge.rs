@@ -2,18 +2,15 @@
 //!
 //! - [`accept`]: takes connections, [`admission`] which of them
 //! - [`enrol`]: a certificate for a token
-//! - [`session`]: one device's connection; [`lane`] its requests, [`lanes`] its events
+//! - [`session`]: one device's connection; [`lane`] its requests
 //! - [`registry`]: who is connected here
 //! - [`limits`]: what one user may ask for in a time
-//! - [`quic`]: the transport
 
 mod accept;
 mod admission;
 mod enrol;
 mod lane;
-mod lanes;
 mod limits;
-mod quic;
 mod registry;
 mod session;
 
@@ -21,18 +18,14 @@ pub(crate) use accept::run;
 pub(crate) use admission::AdmissionConfig;
 pub(crate) use limits::UserLimits;
 pub(crate) use limits::{Rate, UserRates};
-#[cfg(test)]
-pub(crate) use quic::Connection;
 pub(crate) use registry::{Link, Registry};
 
-use crate::fanout::Fanout;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::owner::Owner;
 use admission::Admissions;
 use arc_swap::ArcSwap;
-use godwit_certs::folder::RelayFiles;
 use godwit_core::Sender;
-use godwit_wire::{Clock, RegionId, RelayId, UnixMillis, UserId};
+use godwit_wire::{RelayId, UnixMillis, UserId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,15 +33,10 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Edge {
     pub(crate) relay: RelayId,
-    pub(crate) region: RegionId,
-    pub(crate) store: Store,
-    pub(crate) fanout: Fanout,
+    pub(crate) owner: Owner,
     pub(crate) registry: Arc<Registry>,
     /// Replaced by a reload.
-    pub(crate) identity: Arc<ArcSwap<RelayFiles>>,
-    /// Replaced by a reload.
     pub(crate) limits: ArcSwap<UserLimits>,
-    pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     admissions: Admissions,
     handshake_timeout: Duration,
@@ -66,28 +54,21 @@ impl std::fmt::Debug for Admissions {
 #[derive(Debug)]
 pub(crate) struct EdgeParts {
     pub(crate) relay: RelayId,
-    pub(crate) store: Store,
-    pub(crate) fanout: Fanout,
+    pub(crate) owner: Owner,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) identity: Arc<ArcSwap<RelayFiles>>,
     pub(crate) rates: UserRates,
     pub(crate) admission: AdmissionConfig,
     pub(crate) lane_bytes: usize,
-    pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
 }
 
 impl Edge {
     pub(crate) fn new(parts: EdgeParts) -> Self {
         Self {
-            region: parts.relay.region(),
             relay: parts.relay,
-            store: parts.store,
-            fanout: parts.fanout,
+            owner: parts.owner,
             registry: parts.registry,
-            identity: parts.identity,
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),
-            clock: parts.clock,
             metrics: parts.metrics,
             admissions: Admissions::new(&parts.admission),
             handshake_timeout: parts.admission.handshake_timeout,

@@ -7,17 +7,19 @@
 //! - [`relay`]: starts the parts, stops them in order
 //! - [`config`]: what can be set
 //! - [`edge`]: devices, their sessions and lanes
-//! - [`endpoint`]: the one UDP port
+//! - [`quic`]: the transport
 //! - [`store`]: where chats, inboxes and devices are kept
+//! - [`owner`]: what the relay that holds the store does for a device
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
 
 mod admin;
 pub mod config;
 mod edge;
-mod endpoint;
 mod fanout;
 pub mod metrics;
+mod owner;
+mod quic;
 mod relay;
 pub mod store;
 

@@ -3,9 +3,10 @@
 use crate::admin;
 use crate::config::Config;
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
-use crate::endpoint;
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
+use crate::owner::Owner;
+use crate::quic::endpoint;
 use crate::store::{OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
 use godwit_certs::folder::{FolderError, RelayDir};
@@ -117,14 +118,17 @@ impl Relay {
 
         let edge = Arc::new(Edge::new(EdgeParts {
             relay: id.clone(),
-            store: store.clone(),
-            fanout,
+            owner: Owner {
+                region: id.region(),
+                store,
+                fanout,
+                identity: Arc::new(ArcSwap::from_pointee(files)),
+                clock: crypto.clock.clone(),
+            },
             registry,
-            identity: Arc::new(ArcSwap::from_pointee(files)),
             rates: config.rates(),
             admission: config.admission(),
             lane_bytes: config.delivery.lane_bytes.bytes(),
-            clock: crypto.clock.clone(),
             metrics: metrics.clone(),
         }));
         let stop = CancellationToken::new();
@@ -173,7 +177,7 @@ impl Relay {
             return Err(StartError::OtherRelay { found: files.relay, expected: self.id.clone() });
         }
         self.served.replace(files.credential.clone())?;
-        self.edge.identity.store(Arc::new(files));
+        self.edge.owner.identity.store(Arc::new(files));
         self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
         if (Config { limits: self.config.limits.clone(), ..config.clone() }) != self.config {
             tracing::warn!("of what changed, only certificates and limits have an effect before the next start");
@@ -191,7 +195,7 @@ impl Relay {
         let reason = Refusal::from(Code::ShuttingDown);
         edge.registry.go_away(&reason, &[]);
         tokio::time::sleep(FAREWELL).await;
-        while !edge.store.is_quiet() && Instant::now() < deadline {
+        while !edge.owner.store.is_quiet() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let reason_bytes = godwit_wire::codec::encode_reason(&reason);

@@ -1,8 +1,8 @@
 //! Takes connections, and hands each to a session or to enrolment by its ALPN.
 
 use super::admission::Admission;
-use super::quic::Connection;
 use super::{Edge, enrol, session};
+use crate::quic::Connection;
 use godwit_wire::{ALPN_ENROL, Code, Refusal};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Endpoint, Incoming};

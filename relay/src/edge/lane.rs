@@ -4,14 +4,13 @@
 //! committed. Capacity: [`PIPELINED`] batches wait for their replies; reading stops until one is written, and with it
 //! the client, by flow control.
 
-use super::enrol::issue;
-use super::quic::{Connection, Gone, LaneIn, LaneOut};
 use super::{Edge, Session};
+use crate::quic::{Connection, Gone, LaneIn, LaneOut};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
 use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Credential, Reply, Request, Welcome};
-use godwit_wire::{Code, Refusal, limits};
+use godwit_wire::frame::{Reply, Request, Welcome};
+use godwit_wire::{Code, Refusal};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -175,7 +174,7 @@ fn take(edge: &Edge, session: &Session, request: Request) -> Result<Taken, Refus
     };
     match Command::from_request(&session.sender, request) {
         Ok(command) => {
-            if command.stamp.chat.home() != &edge.region {
+            if command.stamp.chat.home() != &edge.owner.region {
                 return Err(Code::NotParticipant.into());
             }
             limits.send(&session.user, command.cost_bytes()).map_err(limited)?;
@@ -194,7 +193,7 @@ async fn submit(edge: &Edge, numbers: &mut Vec<u32>, commands: &mut Vec<Command>
         return;
     }
     let numbers = std::mem::take(numbers);
-    let outcomes: Outcomes = match edge.store.submit(std::mem::take(commands)).await {
+    let outcomes: Outcomes = match edge.owner.store.submit(std::mem::take(commands)).await {
         Ok(outcomes) => Box::pin(outcomes),
         Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
     };
@@ -256,76 +255,21 @@ fn encode(edge: &Edge, number: u32, reply: &Reply, out: &mut Vec<u8>) {
 fn welcome(edge: &Edge, session: &Session) -> Welcome {
     Welcome {
         relay: edge.relay.clone(),
-        now: edge.clock.now(),
-        store_generation: edge.store.generation(),
+        now: edge.owner.clock.now(),
+        store_generation: edge.owner.store.generation(),
         certificate_expires: session.certificate_expires,
         relays: Vec::new(),
     }
 }
 
-fn page_limit(limit: u16) -> Result<usize, Refusal> {
-    let limit = usize::from(limit);
-    if (1..=limits::PAGE_ENTRIES).contains(&limit) {
-        Ok(limit)
-    } else {
-        let why = format!("limit must lie between 1 and {}", limits::PAGE_ENTRIES);
-        Err(Refusal::because(Code::Invalid, why))
-    }
-}
-
 async fn answer(edge: &Edge, session: &Session, request: Request) -> Reply {
-    match try_answer(edge, session, request).await {
-        Ok(reply) => reply,
-        Err(refusal) => Reply::Refused(refusal),
-    }
-}
-
-async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<Reply, Refusal> {
-    let fault = |error: crate::store::StoreError| {
-        tracing::warn!(%error, "a read failed");
-        error.refusal()
-    };
-    let device = session.sender.device.clone();
-    Ok(match request {
-        Request::Hello(_) => Reply::Welcome(welcome(edge, session)),
+    let answer = match request {
+        Request::Hello(_) => Ok(Reply::Welcome(welcome(edge, session))),
         Request::Ack(acks) => {
-            edge.fanout.acknowledged(session.link.clone(), acks).await;
-            Reply::Done
+            edge.owner.fanout.acknowledged(session.link.clone(), acks).await;
+            Ok(Reply::Done)
         }
-        Request::MarkRead { chat, up_to } => {
-            edge.fanout.read(session.user.clone(), chat, up_to).await;
-            Reply::Done
-        }
-        Request::ListChats(list) => {
-            let limit = page_limit(list.limit)?;
-            let read = edge.store.read(move |store| store.list_chats(&device, list.after.as_ref(), limit));
-            Reply::ChatList(read.await.map_err(fault)?)
-        }
-        Request::GetChat { chat } => {
-            Reply::ChatInfo(edge.store.read(move |store| store.chat_info(&device, &chat)).await.map_err(fault)??)
-        }
-        Request::History(history) => {
-            let limit = page_limit(history.limit)?;
-            let user = session.user.clone();
-            let read = edge.store.history(user, history.chat, history.range, limit);
-            Reply::HistoryPage(read.await.map_err(fault)??)
-        }
-        Request::Renew { csr } => renew(edge, session, &csr).await?,
-        // Taken as commands before; named so that a new request is not forgotten here.
-        Request::CreateChat(_) | Request::UpdateChat(_) | Request::SendMessage(_) | Request::Redact(_) => {
-            return Err(Code::Internal.into());
-        }
-    })
-}
-
-/// A new certificate for the same device and enrolment. This connection stays under the one it began with.
-async fn renew(edge: &Edge, session: &Session, csr: &[u8]) -> Result<Reply, Refusal> {
-    let sender = &session.sender;
-    let identity = edge.identity.load_full();
-    let issued = issue(&identity.issuer, csr, &sender.device, sender.enrolment, edge.clock.now())?;
-    if !edge.store.renewed(sender.device.clone(), sender.enrolment, issued.fingerprint).await? {
-        return Err(Code::Revoked.into());
-    }
-    tracing::info!(device = %sender.device, "certificate renewed");
-    Ok(Reply::Certificate(issued.chain.into_iter().map(Credential).collect()))
+        request => edge.owner.answer(&session.sender, request).await,
+    };
+    answer.unwrap_or_else(Reply::Refused)
 }

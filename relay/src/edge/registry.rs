@@ -3,8 +3,8 @@
 //! A device has one connection: a newer one replaces the older. Each connection has an epoch, so that the late end of
 //! an old one removes nothing of a new one.
 
-use super::lanes::EventLanes;
-use super::quic::Connection;
+use crate::quic::Connection;
+use crate::quic::Lanes;
 use bytes::Bytes;
 use godwit_wire::frame::{Address, Event};
 use godwit_wire::{Code, DeviceId, Refusal, codec};
@@ -19,7 +19,7 @@ pub(crate) struct Link {
     pub(crate) device: DeviceId,
     pub(crate) enrolment: u32,
     pub(crate) epoch: u64,
-    pub(crate) lanes: EventLanes,
+    pub(crate) lanes: Lanes,
     connection: Connection,
     /// Everything that came on this connection has run.
     ended: CancellationToken,
@@ -54,7 +54,7 @@ impl Registry {
         queued_bytes: usize,
     ) -> Arc<Link> {
         let epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
-        let lanes = EventLanes::new(connection.clone(), queued_bytes);
+        let lanes = Lanes::new(connection.clone(), queued_bytes);
         let ended = CancellationToken::new();
         let link = Arc::new(Link { device: device.clone(), enrolment, epoch, lanes, connection, ended });
         let before = self.links().insert(device, link.clone());

@@ -1,11 +1,11 @@
 //! One device's connection, from its certificate to its end.
 
 use super::lane::{self, Lane};
-use super::quic::Connection;
 use super::{Edge, Session};
+use crate::quic::Connection;
 use godwit_certs::Identity;
 use godwit_certs::identity::{Peer, peer};
-use godwit_core::{Sender, device};
+use godwit_core::Sender;
 use godwit_wire::{Code, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(), Refusal> {
     let peer = authenticate(edge, connection)?;
     let Identity::Device { device, enrolment } = peer.identity else { return Err(Code::NotADevice.into()) };
-    if device.home() != edge.region {
-        let why = format!("{device} belongs to region {}, this relay serves {}", device.home(), edge.region);
+    if device.home() != edge.owner.region {
+        let why = format!("{device} belongs to region {}, this relay serves {}", device.home(), edge.owner.region);
         return Err(Refusal::because(Code::WrongDevice, why));
     }
     let sender = Sender { device, enrolment };
-    admit(edge, &sender).await?;
+    edge.owner.admit(&sender).await?;
     let (lane, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))
         .await
         .map_err(|_| Refusal::because(Code::Malformed, "no hello came"))??;
@@ -40,9 +40,9 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(
         certificate_expires: peer.not_after,
     });
     let result = attached(edge, connection, &session, lane, hello).await;
-    edge.fanout.detached(link.clone()).await;
+    edge.owner.fanout.detached(link.clone()).await;
     // Also waits for what this connection still had in the writer's queue.
-    if let Err(refusal) = edge.store.seen(session.sender.device.clone()).await {
+    if let Err(refusal) = edge.owner.store.seen(session.sender.device.clone()).await {
         tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
     }
     edge.registry.detach(&link);
@@ -52,14 +52,7 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(
 
 fn authenticate(edge: &Edge, connection: &Connection) -> Result<Peer, Refusal> {
     // A resumed session brings its certificate from the ticket, past the verifier: dates are checked here.
-    peer(&connection.certificates(), edge.clock.now()).map_err(|error| error.refusal())
-}
-
-/// Whether the device is known, not revoked, and not enrolled anew.
-async fn admit(edge: &Edge, sender: &Sender) -> Result<(), Refusal> {
-    let id = sender.device.clone();
-    let record = edge.store.read(move |store| store.device(&id)).await.map_err(|error| error.refusal())?;
-    device::admit(record.as_ref(), sender.enrolment)
+    peer(&connection.certificates(), edge.owner.clock.now()).map_err(|error| error.refusal())
 }
 
 async fn attached(
@@ -70,8 +63,8 @@ async fn attached(
     hello: u32,
 ) -> Result<(), Refusal> {
     // Once more: a revocation between the first look and the registry would find nobody to shut out.
-    admit(edge, &session.sender).await?;
-    edge.fanout.attached(session.link.clone()).await;
+    edge.owner.admit(&session.sender).await?;
+    edge.owner.fanout.attached(session.link.clone()).await;
     tracing::info!(device = %session.sender.device, "connected");
     let mut lanes = JoinSet::new();
     lanes.spawn(lane::serve(edge.clone(), session.clone(), first, Some(hello)));
@@ -86,7 +79,7 @@ async fn serve_lanes(
     session: &Arc<Session>,
     lanes: &mut JoinSet<Result<(), Refusal>>,
 ) -> Result<(), Refusal> {
-    let expiry = tokio::time::sleep(session.certificate_expires.since(edge.clock.now()));
+    let expiry = tokio::time::sleep(session.certificate_expires.since(edge.owner.clock.now()));
     tokio::pin!(expiry);
     loop {
         tokio::select! {

@@ -1,7 +1,7 @@
 //! Delivery one step at a time, over a real connection and a real store: what is heard late, twice or not at all.
 
 use super::*;
-use crate::edge::Connection;
+use crate::quic::Connection;
 use crate::store::{Issued, OpenStore, StoreLimits, file};
 use godwit_certs::authority::Root;
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets};

@@ -1,4 +1,12 @@
-//! The transport: QUIC, behind what a session needs of it. Another transport is a file beside this one.
+//! The transport: QUIC, behind what sessions and links to peers need of it. Another transport is a file beside this one.
+//!
+//! - [`endpoint`]: the one UDP port
+//! - [`lanes`]: frames out, in order, on a few streams
+
+pub(crate) mod endpoint;
+mod lanes;
+
+pub(crate) use lanes::Lanes;
 
 use bytes::Bytes;
 use godwit_wire::{Code, Refusal, codec};
@@ -8,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 /// Bytes taken from a lane at a time, at most.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A device's connection.
+/// A connection of a device or a peer.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection(pub(crate) quinn::Connection);
 

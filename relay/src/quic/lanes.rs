@@ -1,33 +1,34 @@
-//! Event lanes: what is pushed to one connected device. A chat always uses the same lane, so a lost packet delays few
+//! Lanes: frames for the other end, on a few streams. A chat always uses the same lane, so a lost packet delays few
 //! chats and its order stands.
 //!
-//! Capacity: [`LaneLimits::queued_bytes`] a device, over all lanes. A push that does not fit is not taken; fan-out then
-//! turns the device's entries into an inbox row, and they are read from the log once there is room.
+//! Capacity: so many bytes as were given, over all lanes. A frame that does not fit is not taken. For a device, fan-out
+//! then turns its entries into an inbox row, and they are read from the log once there is room; a peer's request fails
+//! at once, and its client is told when to try again.
 
-use super::quic::{Connection, LaneOut};
+use super::{Connection, Gone, LaneOut};
 use bytes::Bytes;
 use godwit_wire::ChatId;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::mpsc;
 
-/// Event lanes of one connection.
+/// Lanes of one connection.
 const LANES: usize = 4;
 /// Frames written at a time, at most.
 const WRITE_FRAMES: usize = 512;
 
 #[derive(Debug)]
-pub(crate) struct EventLanes {
+pub(crate) struct Lanes {
     connection: Connection,
-    /// Opened with their first event: most devices are idle.
-    lanes: [OnceLock<mpsc::UnboundedSender<Bytes>>; LANES],
+    /// Opened with their first frame: most devices are idle.
+    senders: [OnceLock<mpsc::UnboundedSender<Bytes>>; LANES],
     queued: Arc<AtomicUsize>,
     limit_bytes: usize,
 }
 
-impl EventLanes {
+impl Lanes {
     pub(crate) fn new(connection: Connection, limit_bytes: usize) -> Self {
-        Self { connection, lanes: std::array::from_fn(|_| OnceLock::new()), queued: Arc::default(), limit_bytes }
+        Self { connection, senders: std::array::from_fn(|_| OnceLock::new()), queued: Arc::default(), limit_bytes }
     }
 
     /// Bytes that wait to be handed to the transport.
@@ -52,7 +53,7 @@ impl EventLanes {
             self.queued.fetch_sub(len, Ordering::Relaxed);
             return false;
         }
-        let lane = self.lanes[lane].get_or_init(|| {
+        let lane = self.senders[lane].get_or_init(|| {
             let (frames, queue) = mpsc::unbounded_channel();
             tokio::spawn(run(self.connection.clone(), queue, self.queued.clone()));
             frames
@@ -62,7 +63,7 @@ impl EventLanes {
     }
 }
 
-/// Writes everything that queued up at once. Ends with the connection, or when the last [`EventLanes`] is dropped.
+/// Writes everything that queued up at once. Ends with the connection, or when the last [`Lanes`] is dropped.
 async fn run(connection: Connection, mut queue: mpsc::UnboundedReceiver<Bytes>, queued: Arc<AtomicUsize>) {
     let Ok(mut lane) = connection.open_lane().await else { return };
     lane.prioritize();
@@ -75,7 +76,7 @@ async fn run(connection: Connection, mut queue: mpsc::UnboundedReceiver<Bytes>, 
     lane.finish();
 }
 
-async fn write(lane: &mut LaneOut, frames: &mut Vec<Bytes>, queued: &AtomicUsize) -> Result<(), super::quic::Gone> {
+async fn write(lane: &mut LaneOut, frames: &mut Vec<Bytes>, queued: &AtomicUsize) -> Result<(), Gone> {
     let bytes: usize = frames.iter().map(Bytes::len).sum();
     let written = lane.write(frames).await;
     queued.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,0 +1,125 @@
+//! What the relay that holds the store does for a device, at whatever relay the device is connected.
+//!
+//! Who asks was authenticated by the caller: by a session, or by the device's ticket that a peer showed.
+
+use crate::fanout::Fanout;
+use crate::store::{Issued, Store, StoreError};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use godwit_certs::Issuer;
+use godwit_certs::authority::AuthorityError;
+use godwit_certs::folder::RelayFiles;
+use godwit_certs::identity::fingerprint;
+use godwit_core::{Sender, device};
+use godwit_wire::frame::{Credential, Reply, Request};
+use godwit_wire::{Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, limits};
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Owner {
+    pub(crate) region: RegionId,
+    pub(crate) store: Store,
+    pub(crate) fanout: Fanout,
+    /// Replaced by a reload.
+    pub(crate) identity: Arc<ArcSwap<RelayFiles>>,
+    pub(crate) clock: Clock,
+}
+
+fn fault(error: StoreError) -> Refusal {
+    tracing::warn!(%error, "a read failed");
+    error.refusal()
+}
+
+fn page_limit(limit: u16) -> Result<usize, Refusal> {
+    let limit = usize::from(limit);
+    if (1..=limits::PAGE_ENTRIES).contains(&limit) {
+        Ok(limit)
+    } else {
+        let why = format!("limit must lie between 1 and {}", limits::PAGE_ENTRIES);
+        Err(Refusal::because(Code::Invalid, why))
+    }
+}
+
+impl Owner {
+    /// Whether the device is known, not revoked, and not enrolled anew.
+    pub(crate) async fn admit(&self, sender: &Sender) -> Result<(), Refusal> {
+        let id = sender.device.clone();
+        let record = self.store.read(move |store| store.device(&id)).await.map_err(|error| error.refusal())?;
+        device::admit(record.as_ref(), sender.enrolment)
+    }
+
+    /// Answers what a device asks, if it is no numbered request and does not concern its connection.
+    pub(crate) async fn answer(&self, sender: &Sender, request: Request) -> Result<Reply, Refusal> {
+        let device = sender.device.clone();
+        Ok(match request {
+            Request::MarkRead { chat, up_to } => {
+                self.fanout.read(device.user(), chat, up_to).await;
+                Reply::Done
+            }
+            Request::ListChats(list) => {
+                let limit = page_limit(list.limit)?;
+                let read = self.store.read(move |store| store.list_chats(&device, list.after.as_ref(), limit));
+                Reply::ChatList(read.await.map_err(fault)?)
+            }
+            Request::GetChat { chat } => {
+                Reply::ChatInfo(self.store.read(move |store| store.chat_info(&device, &chat)).await.map_err(fault)??)
+            }
+            Request::History(history) => {
+                let limit = page_limit(history.limit)?;
+                let read = self.store.history(device.user(), history.chat, history.range, limit);
+                Reply::HistoryPage(read.await.map_err(fault)??)
+            }
+            Request::Renew { csr } => self.renew(sender, &csr).await?,
+            // Taken by sessions; named so that a new request is not forgotten here.
+            Request::Hello(_)
+            | Request::Ack(_)
+            | Request::CreateChat(_)
+            | Request::UpdateChat(_)
+            | Request::SendMessage(_)
+            | Request::Redact(_) => return Err(Code::Internal.into()),
+        })
+    }
+
+    /// A new certificate for the same device and enrolment. A connection stays under the one it began with.
+    async fn renew(&self, sender: &Sender, csr: &[u8]) -> Result<Reply, Refusal> {
+        let identity = self.identity.load_full();
+        let issued = issue(&identity.issuer, csr, &sender.device, sender.enrolment, self.clock.now())?;
+        if !self.store.renewed(sender.device.clone(), sender.enrolment, issued.fingerprint).await? {
+            return Err(Code::Revoked.into());
+        }
+        tracing::info!(device = %sender.device, "certificate renewed");
+        Ok(Reply::Certificate(issued.chain.into_iter().map(Credential).collect()))
+    }
+
+    /// A certificate for a token, which is used up.
+    pub(crate) async fn enrol(&self, token: &str, csr: Bytes) -> Result<Vec<Credential>, Refusal> {
+        let now = self.clock.now();
+        let identity = self.identity.load_full();
+        let grant = identity.tokens.verify(token, now)?;
+        if grant.device.home() != self.region {
+            let why = format!("the token is for {}, this relay enrols for region {}", grant.device, self.region);
+            return Err(Refusal::because(Code::WrongDevice, why));
+        }
+        let device = grant.device.clone();
+        let issue = move |enrolment| issue(&identity.issuer, &csr, &device, enrolment, now);
+        let issued = self.store.enrol(grant.device.clone(), grant.jti, grant.forget_at, issue).await?;
+        tracing::info!(device = %grant.device, "enrolled");
+        Ok(issued.chain.into_iter().map(Credential).collect())
+    }
+}
+
+/// A certificate for `device`, as the store notes it.
+fn issue(issuer: &Issuer, csr: &[u8], device: &DeviceId, enrolment: u32, now: UnixMillis) -> Result<Issued, Refusal> {
+    let chain = issuer.device(csr, device, enrolment, now).map_err(|error| match error {
+        AuthorityError::OtherName(_) | AuthorityError::OtherRegion { .. } => {
+            Refusal::because(Code::WrongDevice, error.to_string())
+        }
+        AuthorityError::BadRequest(_) => Refusal::because(Code::Invalid, error.to_string()),
+        AuthorityError::Make(_) => {
+            tracing::error!(%error, "a certificate could not be made");
+            Code::Internal.into()
+        }
+    })?;
+    let fingerprint = chain.first().map(fingerprint).unwrap_or_default();
+    Ok(Issued { chain: chain.iter().map(|der| Bytes::copy_from_slice(der)).collect(), fingerprint })
+}
