@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub(super) struct ChatFan {
     /// The last entry that was fanned out; none if there was none since the chat is here.
     pub(super) fanned: Option<Seq>,
+    /// The first entry that was fanned out since the chat is here.
+    first: Option<Seq>,
     /// The head of the log as it was when the watermarks were loaded.
     head: Option<Seq>,
     /// Devices that were pushed entries which no inbox row stands for.
@@ -23,6 +25,10 @@ pub(super) struct ChatFan {
     /// Users who wait to hear how far their entries got, with the last of these.
     authors: HashMap<UserId, Seq>,
     told: HashMap<UserId, Receipt>,
+    /// The last entry from before the chat was here. Who wrote those is not known.
+    before: Option<Seq>,
+    /// How far everybody got when receipts were told last.
+    told_floors: (Option<Floor>, Option<Floor>),
     receipts_due: bool,
     saved: Option<Seq>,
     /// When something happened last, on fan-out's clock.
@@ -44,12 +50,18 @@ impl ChatFan {
     }
 
     pub(super) fn author(&mut self, user: UserId, seq: Seq) {
+        self.first.get_or_insert(seq);
         self.authors.insert(user, seq);
     }
 
     pub(super) fn load(&mut self, head: Option<Seq>, all: BTreeMap<UserId, Watermark>) {
+        let first = self.head.is_none();
         self.head = self.head.max(head);
         let heard = std::mem::replace(&mut self.watermarks, all);
+        if first {
+            self.before = self.first.map_or(head, |first| first.prev().min(head));
+            self.told_floors = self.floors();
+        }
         for (user, mark) in heard {
             if let Some(known) = self.watermarks.get_mut(&user) {
                 known.delivered = known.delivered.max(mark.delivered);
@@ -86,20 +98,35 @@ impl ChatFan {
         if self.loaded != Loaded::Yes || !std::mem::take(&mut self.receipts_due) {
             return Vec::new();
         }
-        let (delivered, read) = self.floors();
+        let floors = self.floors();
+        let receipt = |(delivered, read): &(Option<Floor>, Option<Floor>), user: &UserId| {
+            let without = |floor: &Option<Floor>| floor.as_ref().and_then(|floor| floor.without(user));
+            Receipt { delivered: without(delivered), read: without(read) }
+        };
         let mut news = Vec::new();
         for user in self.authors.keys() {
-            let without = |floor: &Option<Floor>| floor.as_ref().and_then(|floor| floor.without(user));
-            let receipt = Receipt { delivered: without(&delivered), read: without(&read) };
+            let receipt = receipt(&floors, user);
             if receipt != Receipt::default() && self.told.get(user) != Some(&receipt) {
                 news.push((user.clone(), receipt));
             }
         }
+        // Everybody else may have written what came before the chat was here.
+        let before = self.before;
+        let of_before = |receipt: Receipt| (receipt.delivered.min(before), receipt.read.min(before));
+        for user in self.watermarks.keys().filter(|user| !self.authors.contains_key(*user)) {
+            let now = receipt(&floors, user);
+            if of_before(now) != of_before(receipt(&self.told_floors, user)) {
+                news.push((user.clone(), now));
+            }
+        }
+        self.told_floors = floors;
         for (user, receipt) in &news {
-            self.told.insert(user.clone(), *receipt);
-            if self.authors.get(user).is_some_and(|last| receipt.read >= Some(*last)) {
+            let Some(last) = self.authors.get(user) else { continue };
+            if receipt.read >= Some(*last) {
                 self.authors.remove(user);
                 self.told.remove(user);
+            } else {
+                self.told.insert(user.clone(), *receipt);
             }
         }
         news

@@ -187,6 +187,13 @@ async fn connection() -> (quinn::Connection, quinn::Connection, (Endpoint, Endpo
 impl Phone {
     /// The next entry that was pushed.
     async fn entry(&mut self) -> Seq {
+        match self.event().await {
+            Event::Entry { entry, .. } => entry.seq,
+            other => panic!("pushed {other:?}"),
+        }
+    }
+
+    async fn event(&mut self) -> Event {
         let next = async {
             if self.lane.is_none() {
                 self.lane = Some((self.connection.accept_uni().await.unwrap(), FrameReader::default()));
@@ -195,8 +202,8 @@ impl Phone {
             loop {
                 if let Some(frame) = reader.next_frame().unwrap() {
                     match codec::decode_event(&frame).unwrap() {
-                        Decoded::Frame(Event::Entry { entry, .. }) => break entry.seq,
-                        other => panic!("pushed {other:?}"),
+                        Decoded::Frame(event) => break event,
+                        other @ Decoded::Unknown { .. } => panic!("pushed {other:?}"),
                     }
                 }
                 reader.push(&lane.read_chunk(1 << 16, true).await.unwrap().expect("the lane ended").bytes);
@@ -324,4 +331,31 @@ async fn a_restart_takes_up_what_was_not_settled() {
     assert_eq!(bench.rows().await, [(device("bob@eu/phone"), seq(1))], "one row for {sent} and what came before");
     assert_eq!(bench.unsettled().await, None);
     assert!(bench.folder.path().join(file::NAME).exists());
+}
+
+#[tokio::test]
+async fn a_sender_hears_of_delivery_however_late_it_comes() {
+    let mut bench = Bench::new().await;
+    let mut alice = bench.connect("alice@eu/phone", 1).await;
+    bench.attach(&alice).await;
+    bench.hear().await;
+    let sent = bench.send().await;
+    bench.hear().await;
+    assert_eq!(bench.unsettled().await, None, "bob has a row");
+    // So long ago that the chat has left memory.
+    bench.worker.chats.clear();
+    let mut bob = bench.connect("bob@eu/phone", 1).await;
+    bench.attach(&bob).await;
+    bench.report().await;
+    assert_eq!((bob.entry().await, bob.entry().await), (seq(1), sent));
+    bench.ack(&bob, sent).await;
+    bench.worker.tick().await;
+    let Event::Receipt { receipt, .. } = alice.event().await else { panic!("alice hears something else") };
+    assert_eq!((receipt.delivered, receipt.read), (Some(sent), None));
+    // Nothing is told twice, nor to bob, who sent nothing that alice has not taken.
+    bench.worker.tick().await;
+    bench.worker.input(Input::Read { user: "bob@eu".parse().unwrap(), chat: chat(), up_to: sent }).await;
+    bench.worker.tick().await;
+    let Event::Receipt { receipt, .. } = alice.event().await else { panic!("alice hears something else") };
+    assert_eq!((receipt.delivered, receipt.read), (Some(sent), Some(sent)));
 }
