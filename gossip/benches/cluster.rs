@@ -25,6 +25,8 @@ enum Part {
     Memory,
     /// A hundred thousand claims at one relay.
     Storm,
+    /// A few claims a second at every relay.
+    Churn,
 }
 
 #[derive(Parser)]
@@ -42,10 +44,14 @@ struct Args {
     loss_minutes: u64,
     #[arg(long, default_value_t = 0.05)]
     loss: f64,
+    /// For the storm; for the churn, half as many.
     #[arg(long, default_value_t = 200)]
     storm_relays: usize,
     #[arg(long, default_value_t = 100_000)]
     storm_claims: usize,
+    /// Changes a second at each relay.
+    #[arg(long, default_value_t = 10)]
+    churn: usize,
     #[arg(long, default_value_t = 1_000_000)]
     claims: usize,
     #[arg(long, default_value_t = 1)]
@@ -81,6 +87,9 @@ fn main() {
     }
     if wants(Part::Storm) {
         storm(&args, &mut table);
+    }
+    if wants(Part::Churn) {
+        churn(&args, &mut table);
     }
     if wants(Part::Death) || wants(Part::Loss) {
         cluster(&args, &mut table, wants(Part::Death), wants(Part::Loss));
@@ -257,6 +266,57 @@ fn storm(args: &Args, table: &mut Table) {
         "  {:.1} kB pulled by each in {:.1} pulls (those of the start included); {:.1?} real",
         pulled as f64 / 1e3 / args.storm_relays as f64,
         pulls as f64 / args.storm_relays as f64,
+        began.elapsed()
+    );
+}
+
+/// All relays gain and lose users at a steady rate for two minutes, more than gossip can carry: items give way to heads
+/// and pulls.
+fn churn(args: &Args, table: &mut Table) {
+    let relays = args.storm_relays / 2;
+    let mut sim = start(relays, args.seed);
+    let began = Instant::now();
+    let seconds = 120;
+    let before: Vec<(u64, Stats)> = sim.nodes.iter().map(|n| (n.pages_bytes_in, n.gossip.stats())).collect();
+    sim.nodes.iter_mut().for_each(|node| node.bytes_max = 0);
+    let mut lags = Vec::new();
+    for second in 0..seconds {
+        for n in 0..sim.nodes.len() {
+            for k in 0..args.churn {
+                let next = user((second * args.churn + k) * 1000 + n);
+                sim.with(n, |gossip| gossip.claim(&next));
+            }
+        }
+        sim.run(SECOND);
+        // How far behind one receiver is, in seconds of changes.
+        let known = sim.nodes[0].gossip.stats().claims_known;
+        let all = (second + 1) * args.churn * (sim.nodes.len() - 1);
+        lags.push((all - known.min(all)) as f64 / (args.churn * (sim.nodes.len() - 1)) as f64);
+    }
+    let want = seconds * args.churn * (sim.nodes.len() - 1);
+    let all = |sim: &Sim| sim.nodes.iter().all(|n| n.gossip.stats().claims_known + 5 > want);
+    let took = sim.run_until(SECOND * 300, all).expect("all learn them in the end");
+    let lag = lags[seconds / 2..].iter().sum::<f64>() / (seconds / 2) as f64;
+    let what = format!("churn, {relays} relays, {} changes/s each: mean lag", args.churn);
+    table.row(&what, format!("{lag:.1} s"), "< 10 s", lag < 10.0);
+    table.row("churn: all know after its end", format!("{:.1} s", took.as_secs_f64()), "< 10 s", took < SECOND * 10);
+    let max = sim.nodes.iter().map(|n| n.bytes_max).max().unwrap_or(0) as f64;
+    table.row(
+        "churn: gossip sent by the busiest, worst second",
+        format!("{:.1} kB/s", max / 1e3),
+        "< 20 kB/s",
+        max < 20e3,
+    );
+    let each = |of: fn(&Stats) -> u64| {
+        let sum: u64 = sim.nodes.iter().zip(&before).map(|(n, b)| of(&n.gossip.stats()) - of(&b.1)).sum();
+        sum as f64 / sim.nodes.len() as f64 / seconds as f64
+    };
+    let pages: u64 = sim.nodes.iter().zip(&before).map(|(n, b)| n.pages_bytes_in - b.0).sum();
+    eprintln!(
+        "  each: {:.1} kB/s gossip, {:.1} pulls/s of {:.1} kB/s; {:.1?} real",
+        each(|s| s.bytes_out) / 1e3,
+        each(|s| s.pulls_asked),
+        pages as f64 / 1e3 / sim.nodes.len() as f64 / seconds as f64,
         began.elapsed()
     );
 }

@@ -95,7 +95,7 @@ impl Config {
     pub fn wan() -> Self {
         Self {
             probe_timeout: Duration::from_millis(350),
-            suspicion: Duration::from_secs(7),
+            suspicion: Duration::from_secs(6),
             gossip_period: Duration::from_millis(500),
             gossip_fanout: 4,
             // Each transmission more makes news miss e times fewer: at 1,000 relays that all start at once, 12 leave

@@ -24,6 +24,7 @@ const OUTBIDS: u8 = 3;
 pub(crate) enum SwimTimer {
     Foca(foca::Timer<Identity>),
     Forget(Identity),
+    Lonely,
     Remind { suspect: Identity, incarnation: Incarnation, left: u8 },
 }
 
@@ -50,6 +51,9 @@ pub(crate) struct Outbox {
     /// The latest identity of each relay that is to be forgotten. One timer a relay, however often it dies: otherwise a
     /// relay that comes and goes could make timers without bound.
     forget: BTreeMap<RelayId, Identity>,
+    heal_period: Duration,
+    /// The timer for having nobody left is out.
+    lonely: bool,
 }
 
 impl Runtime<Identity> for Outbox {
@@ -68,6 +72,10 @@ impl Runtime<Identity> for Outbox {
                 }
             }
             Notification::Rejoin(identity) => self.notices.push(Notice::Renewed(identity.clone())),
+            Notification::Idle if !self.lonely => {
+                self.lonely = true;
+                self.timers.push((self.heal_period, SwimTimer::Lonely));
+            }
             Notification::Active | Notification::Idle | Notification::Defunct => {}
         }
     }
@@ -111,6 +119,8 @@ pub(crate) struct Membership {
     suspicion: Duration,
     forget_after: Duration,
     outbids_left: u8,
+    /// Calls to lost members so far, to take them in turn.
+    calls: u32,
 }
 
 impl std::fmt::Debug for Membership {
@@ -134,11 +144,14 @@ impl Membership {
                 notices: Vec::new(),
                 suspicions: Vec::new(),
                 forget: BTreeMap::new(),
+                heal_period: config.heal_period,
+                lonely: false,
             },
             members_max: config.members_max,
             suspicion: config.suspicion,
             forget_after: config.forget_after,
             outbids_left: OUTBIDS,
+            calls: 0,
         }
     }
 
@@ -212,6 +225,10 @@ impl Membership {
                 Some(latest) => self.out.submit_after(foca::Timer::RemoveDown(latest), self.forget_after),
                 None => {}
             },
+            SwimTimer::Lonely => {
+                self.out.lonely = false;
+                self.call_the_lost();
+            }
             SwimTimer::Remind { suspect, incarnation, left } => {
                 let still = |member: &&foca::Member<Identity>| member.id() == &suspect;
                 let found = self.foca.iter_members().find(still);
@@ -221,6 +238,21 @@ impl Membership {
             }
         }
         self.warn_suspects();
+    }
+
+    /// foca stops all its timers when nobody is up. Then it is on us to call those that were: they may think the same of
+    /// us, as two relays do that lost each other.
+    fn call_the_lost(&mut self) {
+        if self.foca.num_members() > 0 {
+            return;
+        }
+        let lost: Vec<Identity> = self.foca.iter_membership_state().map(|member| member.id().clone()).collect();
+        let start = usize::try_from(self.calls).unwrap_or(0);
+        self.calls = self.calls.wrapping_add(2);
+        for n in start..start + lost.len().min(2) {
+            let _ = self.foca.announce(lost[n % lost.len()].clone(), &mut self.out);
+        }
+        self.out.notify(Notification::Idle);
     }
 
     fn warn_suspects(&mut self) {

@@ -12,6 +12,9 @@ use std::sync::Arc;
 const LOG_CHANGES: usize = 65_536;
 /// Items in foca's backlog for each flush between two of ours: a busy cluster hears from each relay less often.
 const BACKLOG_PER_FLUSH: usize = 16;
+/// Items in foca's backlog at which ours may be half as long: what waits must fit few packets, or it takes longer than a
+/// window to reach everyone.
+const BACKLOG_HALVES: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct OwnClaims {
@@ -117,8 +120,8 @@ impl OwnClaims {
     }
 
     /// One flush. An item holds every change of the last window, so whoever hears of this relay once in a window has no
-    /// gap, and each item makes the one before pointless. If they do not fit one item it is a storm: only the head is
-    /// told, and who lacks the changes pulls them.
+    /// gap, and each item makes the one before pointless. If they do not fit one item it is a storm, here or everywhere:
+    /// only the head is told, and who lacks the changes pulls them.
     pub fn flush(&mut self, backlog: usize) -> Option<Item> {
         self.window.push_back(self.told);
         if self.window.len() > self.window_ticks {
@@ -130,8 +133,9 @@ impl OwnClaims {
         }
         let (relay, epoch) = (self.relay.clone(), self.epoch);
         let first = self.settled + 1;
+        let fit = self.item_changes / (1 + backlog / BACKLOG_HALVES);
         let item = match self.since(self.settled) {
-            Some(changes) if changes.len() <= self.item_changes => {
+            Some(changes) if changes.len() <= fit => {
                 Item::Claims(ClaimsItem { relay, epoch, first, changes: changes.copied().collect() })
             }
             _ => Item::Head(HeadItem { relay, epoch, version: self.version }),

@@ -528,7 +528,9 @@ mod tests {
                         if broken {
                             pages.pop();
                         }
-                        for page in pages { assert!(presence.page(&relay(), page).is_ok()); }
+                        for page in pages {
+                            prop_assert!(presence.page(&relay(), page).is_ok());
+                        }
                         if broken {
                             presence.pull_failed(&relay());
                         }

@@ -124,14 +124,39 @@ impl Roster {
         true
     }
 
-    /// The relay itself said how far its claims go, so a higher version that somebody told was an error.
+    /// The relay itself said how far its claims go, so a higher version that somebody told was an error. A lower one stays:
+    /// what was learnt by a pull is still news to be passed on when an item tells it.
     pub fn correct_head(&mut self, relay: &RelayId, version: u64) {
         if let Some(entry) = self.members.get_mut(relay) {
-            entry.head = version;
+            entry.head = entry.head.min(version);
         }
     }
 
     pub fn take_heard(&mut self) -> Vec<Item> {
         std::mem::take(&mut self.heard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kind, Versions};
+
+    #[test]
+    fn what_a_pull_taught_is_still_passed_on() {
+        let versions = Versions { min: 1, max: 1 };
+        let relay: RelayId = "eu/eu-2".parse().unwrap();
+        let identity = Identity::new(relay.clone(), ([10, 0, 0, 2], 443).into(), 1, versions, Kind::Edge);
+        let roster = SharedRoster::new("eu/eu-1".parse().unwrap(), PresenceScope::Cluster);
+        let mut roster = roster.lock();
+        let head = |version| Item::Head(HeadItem { relay: relay.clone(), epoch: 1, version });
+        assert!(!roster.hear(head(1)), "not up");
+        assert!(roster.up(&identity).is_none());
+        assert!(roster.hear(head(5)) && !roster.hear(head(5)));
+        roster.correct_head(&relay, 9);
+        assert!(roster.hear(head(7)), "others may not have pulled");
+        assert!(roster.hear(head(u64::MAX)));
+        roster.correct_head(&relay, 9);
+        assert!(roster.hear(head(10)), "a head that never was is forgotten");
     }
 }

@@ -105,6 +105,16 @@ fn a_partition_heals() {
 }
 
 #[test]
+fn two_relays_that_lost_each_other_meet_again() {
+    let mut sim = cluster(2, 12);
+    sim.nodes[1].side = 1;
+    sim.run(2 * MINUTE);
+    assert!(sim.nodes.iter().all(|node| node.gossip.members().is_empty()));
+    sim.nodes[1].side = 0;
+    sim.run_until(MINUTE, Sim::agreed).expect("found again without a new link");
+}
+
+#[test]
 fn a_relay_that_leaves_is_gone_at_once_and_stays_away() {
     let mut sim = cluster(20, 7);
     sim.with(5, godwit_gossip::Gossip::leave);
