@@ -168,6 +168,7 @@ fn false_deaths(args: &Args, sim: &mut Sim, table: &mut Table) {
     let began = Instant::now();
     sim.seen = Some(Vec::new());
     sim.loss = args.loss;
+    let renewed: u64 = sim.nodes.iter().map(|n| n.gossip.stats().renewals).sum();
     let before: u64 = sim.nodes.iter().map(|n| n.bytes_out).sum();
     for minute in 1..=args.loss_minutes {
         sim.run(SECOND * 60);
@@ -176,7 +177,7 @@ fn false_deaths(args: &Args, sim: &mut Sim, table: &mut Table) {
         }
     }
     let downs = sim.seen.as_ref().unwrap().iter().filter(|(_, _, seen)| matches!(seen, Seen::Down(_))).count();
-    let renewals: u64 = sim.nodes.iter().map(|n| n.gossip.stats().renewals).sum();
+    let renewals = sim.nodes.iter().map(|n| n.gossip.stats().renewals).sum::<u64>() - renewed;
     let bytes = sim.nodes.iter().map(|n| n.bytes_out).sum::<u64>() - before;
     let what = format!(
         "false deaths, {} relays, {} % loss, {} min",

@@ -214,6 +214,9 @@ impl Membership {
 
     pub fn timer(&mut self, timer: SwimTimer) {
         match timer {
+            // foca would tell a suspect that has cleared itself that it is down, and it would renew for nothing.
+            SwimTimer::Foca(foca::Timer::ChangeSuspectToDown { ref member_id, incarnation, .. })
+                if !self.suspects(member_id, incarnation) => {}
             // An error says that timers came in the wrong order; foca goes on with the next probe.
             SwimTimer::Foca(timer) => {
                 let _ = self.foca.handle_timer(timer, &mut self.out);
@@ -230,9 +233,7 @@ impl Membership {
                 self.call_the_lost();
             }
             SwimTimer::Remind { suspect, incarnation, left } => {
-                let still = |member: &&foca::Member<Identity>| member.id() == &suspect;
-                let found = self.foca.iter_members().find(still);
-                if found.is_some_and(|m| m.state() == State::Suspect && m.incarnation() == incarnation) {
+                if self.suspects(&suspect, incarnation) {
                     self.remind(suspect, incarnation, left);
                 }
             }
@@ -253,6 +254,11 @@ impl Membership {
             let _ = self.foca.announce(lost[n % lost.len()].clone(), &mut self.out);
         }
         self.out.notify(Notification::Idle);
+    }
+
+    fn suspects(&self, identity: &Identity, incarnation: Incarnation) -> bool {
+        let found = self.foca.iter_members().find(|member| member.id() == identity);
+        found.is_some_and(|member| member.state() == State::Suspect && member.incarnation() == incarnation)
     }
 
     fn warn_suspects(&mut self) {

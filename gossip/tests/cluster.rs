@@ -69,6 +69,8 @@ fn a_suspect_that_answers_is_not_declared_down() {
         sim.run(10 * SECOND);
     }
     assert!(sim.agreed() && sim.downs(7) == 0);
+    let renewals: u64 = sim.nodes.iter().map(|node| node.gossip.stats().renewals).sum();
+    assert_eq!(renewals, 0, "nobody was told that it is down");
 }
 
 #[test]
