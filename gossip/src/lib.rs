@@ -5,17 +5,19 @@
 //! that come due, randomness as a seed. What comes from the network is checked before it is believed, and what it can
 //! make grow has a bound.
 //!
-//! - [`gossip`]: the core and its effects
+//! - [`gossip`]: the core; [`effect`]: what comes out of it
 //! - [`identity`]: who a relay is, and which of two selves wins
 //! - [`config`]: every knob; settings for LAN and WAN
 //! - `membership`: foca, wrapped; `roster`: who is up, and what was heard of each
-//! - `own`: this relay's claims, numbered; `presence`: what others claim, and pulls; `table`: the compact table
+//! - `own`: this relay's claims, numbered
+//! - `presence`: what others claim; `peer`: how far one of them is known, and pulls; `table`: the compact table
 //! - `broadcast`: what rides on packets; `packet`: how a packet is laid out and checked; [`page`]: what a pull brings
 //!
 //! A claim is a hint. A late or wrong one costs a detour, never a message.
 
 mod broadcast;
 pub mod config;
+pub mod effect;
 pub mod gossip;
 mod hash;
 pub mod identity;
@@ -23,17 +25,19 @@ mod membership;
 mod own;
 mod packet;
 pub mod page;
+mod peer;
 mod presence;
 mod roster;
 mod status;
 mod table;
 
 pub use config::{Config, ConfigError, PresenceScope};
-pub use gossip::{Effect, Gossip, Stats, Timer};
+pub use effect::{Effect, Stats, Timer};
+pub use gossip::Gossip;
 pub use hash::{Change, UserHash};
 pub use identity::{Identity, Kind, Versions};
 pub use packet::PacketError;
 pub use page::{ClaimsPage, PAGE_CLAIMS, Pages, Part};
-pub use presence::{PageError, Progress};
+pub use peer::{PageError, Progress};
 pub use roster::Member;
 pub use status::Status;
