@@ -183,6 +183,11 @@ impl Gossip {
     }
 
     fn broadcast(&mut self, item: &Item) {
+        // An item that nobody may have would never leave foca's backlog, and as long as there is one foca gossips. Who
+        // comes later pulls.
+        if !self.roster.lock().audience() {
+            return;
+        }
         self.membership.broadcast(item);
         self.stats.broadcasts_made += 1;
     }

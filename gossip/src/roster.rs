@@ -77,6 +77,11 @@ impl Roster {
         self.scope == PresenceScope::Cluster || relay.region() == self.me.region()
     }
 
+    /// Whether anyone is up who may hear of our claims.
+    pub fn audience(&self) -> bool {
+        self.members.keys().any(|relay| self.in_scope(relay))
+    }
+
     /// Whether an item is news, to be acted on and passed on. Items about relays that are not up are not: nothing would
     /// bound them, and a relay that comes up is asked anyway.
     pub fn hear(&mut self, item: Item) -> bool {

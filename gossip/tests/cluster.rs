@@ -147,6 +147,19 @@ fn claims_and_load_stay_in_the_region_where_asked() {
 }
 
 #[test]
+fn a_relay_alone_in_its_region_does_not_gossip_to_nobody() {
+    let config = Config { scope: PresenceScope::Region, ..Config::wan() };
+    let mut sim = Sim::new(4, config, 13);
+    sim.meet_first();
+    sim.run_until(MINUTE, Sim::agreed).unwrap();
+    sim.with(1, |g| g.claim(&user(1)));
+    sim.run(MINUTE);
+    let before = sim.nodes[1].packets_out;
+    sim.run(MINUTE);
+    assert!(sim.nodes[1].packets_out - before < 200, "probes and their answers");
+}
+
+#[test]
 fn items_are_enough_for_a_trickle_and_a_newcomer_pulls_once() {
     let mut sim = cluster(10, 9);
     sim.run(10 * SECOND);
