@@ -84,7 +84,7 @@ impl Config {
             scope: PresenceScope::Cluster,
             presence_flush: Duration::from_millis(100),
             presence_window: Duration::from_secs(2),
-            pull_rest: Duration::from_millis(500),
+            pull_rest: Duration::from_secs(1),
             pull_retry: (Duration::from_secs(1), Duration::from_secs(30)),
             claims_max: 8_000_000,
             status_period: Duration::from_secs(10),
@@ -105,7 +105,6 @@ impl Config {
             heal_period: Duration::from_secs(15),
             presence_flush: Duration::from_millis(200),
             presence_window: Duration::from_secs(5),
-            pull_rest: Duration::from_secs(1),
             status_period: Duration::from_secs(30),
             ..Self::lan()
         }
