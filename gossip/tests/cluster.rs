@@ -197,6 +197,13 @@ fn a_storm_is_pulled_not_gossiped() {
 }
 
 #[test]
+fn a_core_may_live_on_any_thread() {
+    fn send<T: Send>() {}
+    send::<godwit_gossip::Gossip>();
+    send::<godwit_gossip::Pages>();
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let run = || {
         let mut sim = cluster(10, 11);
