@@ -125,8 +125,8 @@ pub fn relay(
     Ok(config)
 }
 
-/// A device's side, with its certificate; without one for enrolment.
-pub fn device(
+/// The side that connects: a device, or a relay to another one, with its certificate; a device that enrols without one.
+pub fn client(
     crypto: &Crypto,
     root: &CertificateDer<'_>,
     credential: Option<Credential>,

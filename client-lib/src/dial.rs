@@ -96,7 +96,7 @@ impl Dialer {
         alpn: &[u8],
     ) -> Result<Self, Error> {
         let certificates = |error: &dyn ToString| Error::Certificates(error.to_string());
-        let tls = tls::device(crypto, authority, credential, alpn).map_err(|e| certificates(&e))?;
+        let tls = tls::client(crypto, authority, credential, alpn).map_err(|e| certificates(&e))?;
         let quic = QuicClientConfig::try_from(tls).map_err(|e| certificates(&e))?;
         let mut config = ClientConfig::new(Arc::new(quic));
         config.transport_config(Arc::new(transport()));

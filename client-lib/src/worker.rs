@@ -12,6 +12,7 @@ use crate::session::Session;
 use crate::store::{Lock, Orders};
 use godwit_certs::DeviceKey;
 use godwit_certs::tls::Crypto;
+use godwit_wire::frame::Welcome;
 use godwit_wire::{ALPN_DEVICE, ChatId, Code, Seq};
 use live::{End, Live};
 use rustls::pki_types::CertificateDer;
@@ -192,7 +193,8 @@ impl Worker {
         let Dialed { connection, relay, address } = dialer.connect(&mut self.sockets, &relays).await?;
         let ticket = key.ticket_for(&relay, &chain).map_err(|error| Error::Certificates(error.to_string()))?;
         let (session, welcome, incoming) = Session::start(connection, &ticket).await?;
-        let another = self.inner.store().set_generation(welcome.store_generation)?;
+        let another = welcome.store_generation != Welcome::UNKNOWN_GENERATION
+            && self.inner.store().set_generation(welcome.store_generation)?;
         if another {
             tracing::warn!("the home's store was restored from a backup; comparing everything");
             self.compared = false;

@@ -47,6 +47,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/cluster", get(cluster))
         .route("/devices/revoke", post(revoke))
         .route("/store/backup", post(backup))
         .with_state(admin)
@@ -57,9 +58,17 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
     if admin.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
-    match admin.edge.owner.store.read(|store| store.dirty(None, 1)).await {
+    let Some(owner) = &admin.edge.router.owner else { return (StatusCode::OK, "ready\n".to_owned()) };
+    match owner.store.read(|store| store.dirty(None, 1)).await {
         Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")),
+    }
+}
+
+async fn cluster(State(admin): State<Arc<Admin>>) -> Answer {
+    match serde_json::to_string(&admin.edge.router.cluster.report()) {
+        Ok(text) => (StatusCode::OK, text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
@@ -69,10 +78,12 @@ fn gauge(value: u64) -> i64 {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     let metrics = &admin.edge.metrics;
-    let now = admin.edge.owner.clock.now();
+    let now = admin.edge.clock.now();
     let mut totals_at = admin.totals_at.lock().await;
-    if totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE) {
-        match admin.edge.owner.store.read(Snapshot::inbox_totals).await {
+    if let Some(owner) = &admin.edge.router.owner
+        && totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE)
+    {
+        match owner.store.read(Snapshot::inbox_totals).await {
             Ok(totals) => {
                 metrics.inbox_rows.set(gauge(totals.rows));
                 metrics.inbox_bytes.set(gauge(totals.bytes));
@@ -99,7 +110,10 @@ async fn revoke(State(admin): State<Arc<Admin>>, Query(query): Query<Device>) ->
         Ok(device) => device,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("device: {error}\n")),
     };
-    match admin.edge.owner.store.revoke(device.clone()).await {
+    let Some(owner) = admin.edge.router.owner_of(&device.home()) else {
+        return (StatusCode::NOT_FOUND, format!("{device}: ask the relay that holds the store of its region\n"));
+    };
+    match owner.store.revoke(device.clone()).await {
         Ok(true) => {
             tracing::info!(%device, "revoked");
             (StatusCode::OK, format!("{device} is revoked\n"))
@@ -115,7 +129,10 @@ struct Backup {
 }
 
 async fn backup(State(admin): State<Arc<Admin>>, Query(query): Query<Backup>) -> Answer {
-    match admin.edge.owner.store.backup(query.to.clone()).await {
+    let Some(owner) = &admin.edge.router.owner else {
+        return (StatusCode::NOT_FOUND, "this relay is an edge and has no store\n".to_owned());
+    };
+    match owner.store.backup(query.to.clone()).await {
         Ok(()) => (StatusCode::OK, format!("copied to {}\n", query.to.display())),
         Err(error @ StoreError::File { .. }) => (StatusCode::CONFLICT, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

@@ -38,6 +38,48 @@ pub struct Config {
     pub delivery: DeliverySection,
     pub limits: LimitsSection,
     pub admission: AdmissionSection,
+    pub cluster: ClusterSection,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    /// `store`: holds its region's store and decides for its users and chats; one relay a region. `edge`: carries
+    /// connections for the region's store.
+    pub role: Role,
+    /// Where other relays find this one; the address it listens on if it is not given.
+    pub advertise: Option<SocketAddr>,
+    /// Some of the other relays, `host:port`; the rest is learned from them.
+    #[serde(deserialize_with = "values::addresses")]
+    pub join: Vec<String>,
+    /// Time-outs for a cluster in one place (`lan`) or over several (`wan`).
+    pub network: Network,
+    /// Who hears which users are connected here: all relays, or those of the region, for very large clusters.
+    pub presence: PresenceScope,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    Store,
+    Edge,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    Lan,
+    #[default]
+    Wan,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PresenceScope {
+    #[default]
+    Cluster,
+    Region,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +149,7 @@ impl Default for Config {
             delivery: DeliverySection::default(),
             limits: LimitsSection::default(),
             admission: AdmissionSection::default(),
+            cluster: ClusterSection::default(),
         }
     }
 }
@@ -166,6 +209,18 @@ impl Default for AdmissionSection {
 }
 
 impl Config {
+    pub(crate) fn gossip(&self) -> godwit_gossip::Config {
+        let mut config = match self.cluster.network {
+            Network::Lan => godwit_gossip::Config::lan(),
+            Network::Wan => godwit_gossip::Config::wan(),
+        };
+        config.scope = match self.cluster.presence {
+            PresenceScope::Cluster => godwit_gossip::PresenceScope::Cluster,
+            PresenceScope::Region => godwit_gossip::PresenceScope::Region,
+        };
+        config
+    }
+
     pub(crate) fn store_limits(&self) -> StoreLimits {
         StoreLimits {
             in_flight_bytes: self.store.in_flight.bytes(),

@@ -3,45 +3,55 @@
 //! - [`accept`]: takes connections, [`admission`] which of them
 //! - [`enrol`]: a certificate for a token
 //! - [`session`]: one device's connection; [`lane`] its requests
-//! - [`registry`]: who is connected here
+//! - [`forward`]: requests on their way to the home of their chat
+//! - [`remote`]: what a device's home hears of it, when that is another relay
+//! - [`registry`]: who is connected here; [`link`] the way to one device
 //! - [`limits`]: what one user may ask for in a time
 
 mod accept;
 mod admission;
 mod enrol;
+mod forward;
 mod lane;
 mod limits;
+mod link;
 mod registry;
+mod remote;
 mod session;
 
 pub(crate) use accept::run;
 pub(crate) use admission::AdmissionConfig;
 pub(crate) use limits::UserLimits;
 pub(crate) use limits::{Rate, UserRates};
-pub(crate) use registry::{Link, Registry};
+pub(crate) use link::Link;
+pub(crate) use registry::Registry;
 
 use crate::metrics::Metrics;
-use crate::owner::Owner;
+use crate::peers::{DeviceCredential, PeerLink};
+use crate::router::Router;
 use admission::Admissions;
 use arc_swap::ArcSwap;
+use godwit_certs::chain::ChainVerifier;
 use godwit_core::Sender;
-use godwit_wire::{RelayId, UnixMillis, UserId};
-use std::sync::Arc;
+use godwit_wire::{Clock, Code, Refusal, RelayId, UnixMillis, UserId};
+use remote::Remote;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What all sessions share.
 #[derive(Debug)]
 pub(crate) struct Edge {
     pub(crate) relay: RelayId,
-    pub(crate) owner: Owner,
+    pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
+    /// Proves devices at other relays.
+    pub(crate) chains: ChainVerifier,
+    pub(crate) clock: Clock,
     /// Replaced by a reload.
     pub(crate) limits: ArcSwap<UserLimits>,
     pub(crate) metrics: Metrics,
     admissions: Admissions,
     handshake_timeout: Duration,
-    /// Events that wait for one device, in bytes.
-    lane_bytes: usize,
 }
 
 impl std::fmt::Debug for Admissions {
@@ -54,11 +64,12 @@ impl std::fmt::Debug for Admissions {
 #[derive(Debug)]
 pub(crate) struct EdgeParts {
     pub(crate) relay: RelayId,
-    pub(crate) owner: Owner,
+    pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) chains: ChainVerifier,
+    pub(crate) clock: Clock,
     pub(crate) rates: UserRates,
     pub(crate) admission: AdmissionConfig,
-    pub(crate) lane_bytes: usize,
     pub(crate) metrics: Metrics,
 }
 
@@ -66,13 +77,14 @@ impl Edge {
     pub(crate) fn new(parts: EdgeParts) -> Self {
         Self {
             relay: parts.relay,
-            owner: parts.owner,
+            router: parts.router,
             registry: parts.registry,
+            chains: parts.chains,
+            clock: parts.clock,
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),
             metrics: parts.metrics,
             admissions: Admissions::new(&parts.admission),
             handshake_timeout: parts.admission.handshake_timeout,
-            lane_bytes: parts.lane_bytes,
         }
     }
 }
@@ -84,4 +96,20 @@ pub(crate) struct Session {
     pub(crate) user: UserId,
     pub(crate) link: Arc<Link>,
     pub(crate) certificate_expires: UnixMillis,
+    /// None of a client that is too old to give a ticket.
+    credential: Option<DeviceCredential>,
+    /// For a user whose home is another relay.
+    remote: Remote,
+    /// Of the home's store, where it could be asked.
+    generation: OnceLock<u64>,
+}
+
+impl Session {
+    /// Shows another relay that this one may act for the device.
+    pub(crate) async fn show(&self, peer: &Arc<PeerLink>) -> Result<(), Refusal> {
+        match &self.credential {
+            Some(credential) => peer.show(&self.sender.device, credential).await,
+            None => Err(Refusal::because(Code::Unauthenticated, "the device gave this relay no ticket")),
+        }
+    }
 }

@@ -36,7 +36,7 @@ use godwit_core::Entry;
 use godwit_core::inbox::Track;
 use godwit_wire::entry::EntryBody;
 use godwit_wire::frame::{Ack, Event};
-use godwit_wire::{ChatId, Clock, Code, DeviceId, Seq, UserId, codec};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
 use save::{Save, Saved};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -142,6 +142,7 @@ impl Fanout {
 /// The task. It ends when every [`Fanout`] is dropped, after saving how far it got.
 pub(crate) struct Worker {
     config: FanoutConfig,
+    region: RegionId,
     store: Store,
     registry: Arc<Registry>,
     metrics: Metrics,
@@ -166,6 +167,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(
         config: FanoutConfig,
+        region: RegionId,
         store: Store,
         registry: Arc<Registry>,
         clock: Clock,
@@ -180,6 +182,7 @@ impl Worker {
         });
         let worker = Self {
             config,
+            region,
             store,
             registry,
             metrics,
@@ -399,6 +402,16 @@ impl Worker {
                 return;
             }
         }
+        if let Some(current) = self.devices.get(&device).and_then(|state| state.link.as_ref())
+            && current.epoch != link.epoch
+        {
+            if link.again && !current.is_closed() {
+                // The device has moved on; its old edge does not know yet.
+                link.close(&Code::Replaced.into());
+                return;
+            }
+            current.close(&Code::Replaced.into());
+        }
         self.detach(&device);
         if let Some(state) = self.devices.get_mut(&device) {
             state.link = Some(link);
@@ -458,7 +471,7 @@ impl Worker {
 
     async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
         self.metrics.enrolments.inc();
-        self.registry.shut_out(&device, enrolment - 1, &Code::Superseded.into());
+        self.shut_out(&device, enrolment - 1, Code::Superseded);
         // The device may have connected before this news of it was taken up.
         let link = self.devices.get(&device).and_then(|state| state.link.clone());
         self.forget(&device);
@@ -469,8 +482,17 @@ impl Worker {
         }
     }
 
+    /// Ends the device's connection, here or elsewhere, if it is of an enrolment up to `enrolment`.
+    fn shut_out(&self, device: &DeviceId, enrolment: u32, code: Code) {
+        self.registry.shut_out(device, enrolment, &code.into());
+        let link = self.devices.get(device).and_then(|state| state.link.as_ref());
+        if let Some(link) = link.filter(|link| link.enrolment <= enrolment) {
+            link.close(&code.into());
+        }
+    }
+
     fn revoked(&mut self, device: &DeviceId) {
-        self.registry.shut_out(device, u32::MAX, &Code::Revoked.into());
+        self.shut_out(device, u32::MAX, Code::Revoked);
         self.forget(device);
     }
 
@@ -500,13 +522,15 @@ impl Worker {
             for device in self.users.get(&user).into_iter().flatten() {
                 if let Some(link) = self.devices.get(device).and_then(|d| d.link.as_ref()) {
                     // One that does not fit is told when the device asks for the chat.
-                    link.lanes.push(&chat, frame.clone());
+                    link.push(&chat, None, frame.clone());
                 }
             }
         }
         self.ticks += 1;
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
-            for link in self.registry.links_now() {
+            let mut links = self.registry.links_now();
+            links.retain(|link| link.device.home() == self.region);
+            for link in links {
                 let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
                 if known.is_none_or(|known| known.epoch < link.epoch) {
                     self.attach(link).await;

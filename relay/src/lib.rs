@@ -9,18 +9,22 @@
 //! - [`edge`]: devices, their sessions and lanes
 //! - [`quic`]: the transport
 //! - [`store`]: where chats, inboxes and devices are kept
+//! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`owner`]: what the relay that holds the store does for a device
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
 
 mod admin;
+pub mod cluster;
 pub mod config;
 mod edge;
 mod fanout;
 pub mod metrics;
 mod owner;
+mod peers;
 mod quic;
 mod relay;
+mod router;
 pub mod store;
 
 pub use config::Config;

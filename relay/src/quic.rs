@@ -12,6 +12,7 @@ use bytes::Bytes;
 use godwit_wire::{Code, Refusal, codec};
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::time::Duration;
 
 /// Bytes taken from a lane at a time, at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -36,9 +37,17 @@ impl Connection {
         self.0.open_uni().await.map(LaneOut).map_err(|_| Gone)
     }
 
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.0.rtt()
+    }
+
     /// Waits for the end of the connection.
     pub(crate) async fn closed(&self) {
         self.0.closed().await;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.close_reason().is_some()
     }
 
     /// Ends the connection; the client is told why.

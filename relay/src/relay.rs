@@ -1,19 +1,26 @@
 //! Starts the parts of a relay, and stops them in order.
 
 use crate::admin;
-use crate::config::Config;
+use crate::cluster::{self, Cluster};
+use crate::config::{Config, Role};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
+use crate::peers::{self, ALPN_PEER, Peers};
 use crate::quic::endpoint;
-use crate::store::{OpenStore, Store, StoreError, file};
+use crate::router::Router;
+use crate::store::{Committed, OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
-use godwit_certs::folder::{FolderError, RelayDir};
+use godwit_certs::authority::Credential;
+use godwit_certs::chain::ChainVerifier;
+use godwit_certs::folder::{FolderError, RelayDir, RelayFiles};
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
+use godwit_gossip::{Gossip, Kind};
 use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, Code, Refusal, RelayId};
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
-use quinn::{Endpoint, ServerConfig, VarInt};
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +51,8 @@ pub enum StartError {
     Suite(#[from] NoInitialCipherSuite),
     #[error("certificates: they name relay {found}, this is {expected}")]
     OtherRelay { found: RelayId, expected: RelayId },
+    #[error("the system gives no randomness")]
+    Randomness,
     #[error("{what} {address}: {source}")]
     Bind { what: &'static str, address: SocketAddr, source: io::Error },
     #[error("{}: {source}", path.display())]
@@ -65,9 +75,51 @@ pub struct Relay {
     endpoint: Endpoint,
     stop: CancellationToken,
     accepting: JoinHandle<()>,
-    fanning: JoinHandle<()>,
+    /// None at an edge.
+    fanning: Option<JoinHandle<()>>,
     administering: JoinHandle<()>,
-    store_thread: std::thread::JoinHandle<()>,
+    store_thread: Option<std::thread::JoinHandle<()>>,
+    identity: Arc<ArcSwap<RelayFiles>>,
+}
+
+/// The parts of a relay that holds its region's store.
+struct Home {
+    owner: Owner,
+    worker: (Worker, mpsc::UnboundedReceiver<Committed>),
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Home {
+    /// Opens the store, and takes up what an earlier run left.
+    async fn open(
+        config: &Config,
+        crypto: &Crypto,
+        id: &RelayId,
+        identity: &Arc<ArcSwap<RelayFiles>>,
+        registry: &Arc<Registry>,
+        metrics: &Metrics,
+    ) -> Result<Self, StartError> {
+        let path = config.data.join(file::NAME);
+        let opener = file::opener(path, id.region(), config.store.cache.bytes());
+        let free = file::free_bytes(config.data.clone());
+        let clock = crypto.clock.clone();
+        let OpenStore { store, committed, thread } =
+            Store::open(opener, Some(free), &config.store_limits(), clock.clone(), metrics.clone())?;
+        let (registry, metrics) = (registry.clone(), metrics.clone());
+        let (mut worker, fanout) =
+            Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
+        worker.recover().await?;
+        let owner = Owner { region: id.region(), store, fanout, identity: identity.clone(), clock };
+        Ok(Self { owner, worker: (worker, committed), thread })
+    }
+}
+
+/// How this relay connects to others.
+fn dialling(crypto: &Crypto, root: &CertificateDer<'_>, credential: Credential) -> Result<ClientConfig, StartError> {
+    let tls = tls::client(crypto, root, Some(credential), ALPN_PEER)?;
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(Arc::new(endpoint::peer_transport()));
+    Ok(config)
 }
 
 impl Relay {
@@ -79,7 +131,7 @@ impl Relay {
         let id = files.relay.clone();
         let served = ServedCertificate::new(crypto, files.credential.clone())?;
         let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::from)?;
-        let alpn: &[&[u8]] = &[ALPN_DEVICE, ALPN_ENROL];
+        let alpn: &[&[u8]] = &[ALPN_DEVICE, ALPN_ENROL, ALPN_PEER];
         let tls = tls::relay(crypto, &files.root, served.clone(), Tickets::Stateless(ticketer), alpn)?;
 
         let metrics = Metrics::default();
@@ -90,16 +142,14 @@ impl Relay {
             .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
         let secret = endpoint::secret(&config.data)
             .map_err(|source| StartError::Folder { path: config.data.join("endpoint.key"), source })?;
-        let path = config.data.join(file::NAME);
-        let opener = file::opener(path, id.region(), config.store.cache.bytes());
-        let free = file::free_bytes(config.data.clone());
-        let OpenStore { store, committed, thread } =
-            Store::open(opener, Some(free), &config.store_limits(), crypto.clock.clone(), metrics.clone())?;
-
-        let registry = Arc::new(Registry::default());
-        let (mut worker, fanout) =
-            Worker::new(config.fanout(), store.clone(), registry.clone(), crypto.clock.clone(), metrics.clone());
-        worker.recover().await?;
+        let registry = Arc::new(Registry::new(config.delivery.lane_bytes.bytes()));
+        let chains = ChainVerifier::new(crypto, &files.root)?;
+        let (root, credential) = (files.root.clone(), files.credential.clone());
+        let identity = Arc::new(ArcSwap::from_pointee(files));
+        let home = match config.cluster.role {
+            Role::Store => Some(Home::open(config, crypto, &id, &identity, &registry, &metrics).await?),
+            Role::Edge => None,
+        };
 
         let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
         let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
@@ -116,26 +166,35 @@ impl Relay {
         let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;
         let admin = listener.local_addr().map_err(bind_error("admin", config.admin))?;
 
+        let kind = if home.is_some() { Kind::Store } else { Kind::Edge };
+        let me = peers::identity(id.clone(), config.cluster.advertise.unwrap_or(quic), crypto.clock.now().0, kind);
+        let (owner, worker, store_thread) = match home {
+            Some(Home { owner, worker, thread }) => (Some(owner), Some(worker), Some(thread)),
+            None => (None, None, None),
+        };
+        let generation = owner.as_ref().map(|owner| owner.store.generation());
+        let dialling = dialling(crypto, &root, credential)?;
+        let peers = Arc::new(Peers::new(me.clone(), generation, crypto.clock.clone(), endpoint.clone(), dialling));
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::Randomness)?;
+        let gossip = Gossip::new(me, &config.gossip(), u64::from_le_bytes(seed));
+        let cluster = Cluster::new(gossip, peers.clone());
         let edge = Arc::new(Edge::new(EdgeParts {
             relay: id.clone(),
-            owner: Owner {
-                region: id.region(),
-                store,
-                fanout,
-                identity: Arc::new(ArcSwap::from_pointee(files)),
-                clock: crypto.clock.clone(),
-            },
+            router: Router { region: id.region(), owner, cluster, peers },
             registry,
+            chains,
+            clock: crypto.clock.clone(),
             rates: config.rates(),
             admission: config.admission(),
-            lane_bytes: config.delivery.lane_bytes.bytes(),
             metrics: metrics.clone(),
         }));
+        edge.router.cluster.join(&edge, &config.cluster.join);
         let stop = CancellationToken::new();
-        let fanning = tokio::spawn(worker.run(committed));
+        let fanning = worker.map(|(worker, committed)| tokio::spawn(worker.run(committed)));
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
-        let router =
-            admin::router(admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config.data.join(file::NAME)));
+        let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config.data.join(file::NAME));
+        let router = admin::router(admin_state);
         let administering = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the admin port ended");
@@ -158,12 +217,18 @@ impl Relay {
             accepting,
             fanning,
             administering,
-            store_thread: thread,
+            store_thread,
+            identity,
         })
     }
 
     pub fn metrics(&self) -> &Metrics {
         &self.edge.metrics
+    }
+
+    /// The cluster as this relay knows it.
+    pub fn cluster(&self) -> cluster::report::Report {
+        self.edge.router.cluster.report()
     }
 
     /// Reads certificates and limits anew. Connections stay as they are.
@@ -177,7 +242,8 @@ impl Relay {
             return Err(StartError::OtherRelay { found: files.relay, expected: self.id.clone() });
         }
         self.served.replace(files.credential.clone())?;
-        self.edge.owner.identity.store(Arc::new(files));
+        self.edge.router.peers.dial_with(dialling(&self.crypto, &files.root, files.credential.clone())?);
+        self.identity.store(Arc::new(files));
         self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
         if (Config { limits: self.config.limits.clone(), ..config.clone() }) != self.config {
             tracing::warn!("of what changed, only certificates and limits have an effect before the next start");
@@ -195,9 +261,11 @@ impl Relay {
         let reason = Refusal::from(Code::ShuttingDown);
         edge.registry.go_away(&reason, &[]);
         tokio::time::sleep(FAREWELL).await;
-        while !edge.owner.store.is_quiet() && Instant::now() < deadline {
+        let quiet = || edge.router.owner.as_ref().is_none_or(|owner| owner.store.is_quiet());
+        while !quiet() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        edge.router.cluster.leave().await;
         let reason_bytes = godwit_wire::codec::encode_reason(&reason);
         endpoint.close(VarInt::from_u32(reason.code.number().into()), &reason_bytes);
         end(accepting, deadline, "accepting").await;
@@ -205,10 +273,14 @@ impl Relay {
         // Its end is the cancellation just asked for.
         let _ = administering.await;
         drop(edge);
-        end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
-        let closed = tokio::task::spawn_blocking(move || store_thread.join());
-        if !matches!(tokio::time::timeout(Duration::from_secs(2), closed).await, Ok(Ok(Ok(())))) {
-            tracing::error!("the store's thread did not end in time");
+        if let Some(fanning) = fanning {
+            end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
+        }
+        if let Some(thread) = store_thread {
+            let closed = tokio::task::spawn_blocking(move || thread.join());
+            if !matches!(tokio::time::timeout(Duration::from_secs(2), closed).await, Ok(Ok(Ok(())))) {
+                tracing::error!("the store's thread did not end in time");
+            }
         }
         let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
         tracing::info!("stopped");

@@ -34,6 +34,7 @@ use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
 use redb::Database;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -138,6 +139,8 @@ impl Default for StoreLimits {
 
 /// The database that is open now, shared by the writer and all readers.
 pub(crate) struct Shared {
+    /// How long a commit took lately, in microseconds.
+    commit_micros: AtomicU32,
     database: RwLock<Option<Arc<Database>>>,
     free_bytes: Option<Box<dyn Fn() -> Option<u64> + Send + Sync>>,
 }
@@ -156,6 +159,13 @@ impl Shared {
     /// Readers that still hold the database let go of it when their read ends; until then it cannot be opened anew.
     fn close(&self) {
         self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Notes how long a commit took: the last eight or so count.
+    fn committed_in(&self, time: Duration) {
+        let now = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let before = self.commit_micros.load(Ordering::Relaxed);
+        self.commit_micros.store(before - before / 8 + now / 8, Ordering::Relaxed);
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -202,7 +212,11 @@ impl Store {
     ) -> Result<OpenStore, StoreError> {
         let database = opener()?;
         let generation = file::generation(&database)?;
-        let shared = Arc::new(Shared { database: RwLock::new(Some(Arc::new(database))), free_bytes });
+        let shared = Arc::new(Shared {
+            commit_micros: AtomicU32::new(0),
+            database: RwLock::new(Some(Arc::new(database))),
+            free_bytes,
+        });
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         // Not bounded by itself: every entry in it holds a part of `in_flight`.
         let (committed_tx, committed) = mpsc::unbounded_channel();
@@ -231,6 +245,11 @@ impl Store {
     /// Changes when the store was restored from a backup.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// How long a commit took lately, its fsync included, in microseconds.
+    pub(crate) fn commit_micros(&self) -> u32 {
+        self.shared.commit_micros.load(Ordering::Relaxed)
     }
 
     /// Nothing is between its arrival and fan-out.

@@ -245,7 +245,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
     for i in 0..pairs {
         let sender = place.session(&format!("s{i}@eu/d")).await?;
         let credential = place.enrol(&format!("r{i}@eu/d").parse()?).await?;
-        let config = tls::device(&Crypto::system(), &place.root, Some(credential), godwit_wire::ALPN_DEVICE)?;
+        let config = tls::client(&Crypto::system(), &place.root, Some(credential), godwit_wire::ALPN_DEVICE)?;
         let connection = wire::dial(place.address, config).await?;
         // Its events are read by the flow itself.
         let receiver = Wire::hello_only(connection).await?;

@@ -360,7 +360,7 @@ async fn a_relay_runs_from_a_configuration() -> Result<()> {
     let root = read_certificate(Path::new(&format!("{certs}/root.crt")))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let tls = tls::device(&Crypto::system(), &root, None, ALPN_ENROL)?;
+        let tls = tls::client(&Crypto::system(), &root, None, ALPN_ENROL)?;
         let served = wire::dial(relay.quic.parse()?, tls).await?.peer_identity().context("a certificate")?;
         if served.downcast_ref::<Vec<_>>() == Some(&renewed) {
             break;

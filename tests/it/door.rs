@@ -88,7 +88,7 @@ async fn a_certificate_of_another_authority_is_refused() -> Result<()> {
     let lab = Lab::start().await?;
     let other = Lab::start().await?;
     let foreign = other.enrol("alice@eu/phone").await?;
-    let config = tls::device(&Crypto::system(), &lab.root()?, Some(foreign), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, Some(foreign), ALPN_DEVICE)?;
     // The client's side of a TLS 1.3 handshake ends before the relay has judged it.
     let refused = async {
         let connection = wire::dial(lab.address(), config).await?;
@@ -98,7 +98,7 @@ async fn a_certificate_of_another_authority_is_refused() -> Result<()> {
     ensure!(!error.contains("timed out"), "refused at once: {error}");
     // And a device does not talk to a relay of another authority.
     let own = lab.enrol("alice@eu/phone").await?;
-    let config = tls::device(&Crypto::system(), &other.root()?, Some(own), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &other.root()?, Some(own), ALPN_DEVICE)?;
     ensure!(wire::dial(lab.address(), config).await.is_err(), "talked to a stranger");
     Ok(())
 }
@@ -106,11 +106,11 @@ async fn a_certificate_of_another_authority_is_refused() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_certificate_or_with_a_relays_nobody_is_let_in() -> Result<()> {
     let lab = Lab::start().await?;
-    let config = tls::device(&Crypto::system(), &lab.root()?, None, ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, None, ALPN_DEVICE)?;
     let connection = wire::dial(lab.address(), config).await?;
     ensure!(close_reason(&connection).await?.code == Code::Unauthenticated, "no certificate");
     let relay = lab.authority.relay(&"eu/eu-2".parse()?, Clock::system().now())?.read()?;
-    let config = tls::device(&Crypto::system(), &lab.root()?, Some(relay.credential), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, Some(relay.credential), ALPN_DEVICE)?;
     let connection = wire::dial(lab.address(), config).await?;
     ensure!(close_reason(&connection).await?.code == Code::NotADevice, "a relay's certificate");
     Ok(())
@@ -122,7 +122,7 @@ async fn a_revoked_device_is_out_at_once_and_stays_out() -> Result<()> {
     let credential = lab.enrol("alice@eu/phone").await?;
     let alice = lab.connect(credential.clone()).await?;
     // A TLS configuration that resumes its sessions.
-    let config = tls::device(&Crypto::system(), &lab.root()?, Some(credential), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, Some(credential), ALPN_DEVICE)?;
     let warm = wire::dial(lab.address(), config.clone()).await?;
     let warm = Wire::hello(warm).await?;
     ensure!(close_reason(&alice.connection).await?.code == Code::Replaced, "the older one");
@@ -150,7 +150,7 @@ async fn a_new_enrolment_supersedes_the_old_one() -> Result<()> {
     let session = lab.connect(old.clone()).await?;
     let new = lab.enrol("alice@eu/phone").await?;
     ensure!(close_reason(&session.connection).await?.code == Code::Superseded, "the live connection");
-    let config = tls::device(&Crypto::system(), &lab.root()?, Some(old), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, Some(old), ALPN_DEVICE)?;
     let again = wire::dial(lab.address(), config).await?;
     ensure!(close_reason(&again).await?.code == Code::Superseded, "a later connection");
     lab.connect(new).await?;
@@ -180,7 +180,7 @@ async fn a_certificate_is_renewed_before_it_expires_and_refused_after() -> Resul
     // Beyond the first certificate's life, the second one is let in and the first is not.
     lab.jump(Duration::from_hours(4 * 24));
     lab.connect(key.credential(renewed)).await?;
-    let config = tls::device(&Crypto::system(), &lab.root()?, Some(first), ALPN_DEVICE)?;
+    let config = tls::client(&Crypto::system(), &lab.root()?, Some(first), ALPN_DEVICE)?;
     let late = async {
         let connection = wire::dial(lab.address(), config).await?;
         Wire::hello(connection).await.map(drop)
@@ -199,7 +199,7 @@ async fn a_flood_of_handshakes_is_bounded_and_devices_still_get_in() -> Result<(
     let (address, root) = (lab.address(), lab.root()?);
     let mut flood = tokio::task::JoinSet::new();
     for _ in 0..200 {
-        let config = tls::device(&Crypto::system(), &root, Some(credential.clone()), ALPN_DEVICE)?;
+        let config = tls::client(&Crypto::system(), &root, Some(credential.clone()), ALPN_DEVICE)?;
         flood.spawn(async move { tokio::time::timeout(Duration::from_secs(5), wire::dial(address, config)).await });
     }
     let mut told = 0;

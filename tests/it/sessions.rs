@@ -168,7 +168,7 @@ async fn a_slow_device_does_not_slow_others_and_catches_up() -> Result<()> {
     let lab = Lab::with(&[("delivery.lane_bytes", "1 MiB"), ("limits.bytes_burst", "1 GiB")]).await?;
     let (alice, mut bob, chat) = pair(&lab).await?;
     // Reads nothing: its events pile up, in QUIC's windows first, then at the relay.
-    let config = godwit_certs::tls::device(
+    let config = godwit_certs::tls::client(
         &godwit_certs::tls::Crypto::system(),
         &lab.root()?,
         Some(lab.enrol("bob@eu/slow").await?),

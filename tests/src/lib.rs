@@ -6,6 +6,7 @@
 //! - [`process`]: the real commands as child processes
 //! - [`wire`]: a session on the wire, without the client library
 
+pub mod cluster;
 pub mod disk;
 pub mod lab;
 pub mod process;

@@ -2,14 +2,16 @@
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
+use godwit_certs::identity::{self, Identity};
 use godwit_certs::tls::{self, Crypto};
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::entry::{ChatKind, Content, Member, Title};
 use godwit_wire::frame::{
     CreateChat, EnrolRequest, Event, Hello, Options, Reply, Request, SendMessage, Stamp, Welcome,
 };
-use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, MessageId, RELAY_SERVER_NAME, Refusal};
+use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, MessageId, RELAY_SERVER_NAME, Refusal, Ticket};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -38,7 +40,7 @@ pub async fn ask_certificate(
     token: String,
     csr: Vec<u8>,
 ) -> Result<Result<Vec<CertificateDer<'static>>, Refusal>> {
-    let config = tls::device(&Crypto::system(), root, None, ALPN_ENROL)?;
+    let config = tls::client(&Crypto::system(), root, None, ALPN_ENROL)?;
     let connection = dial(address, config).await?;
     let reply = ask(&connection, &EnrolRequest::Enrol { token, csr: csr.into() }).await?;
     connection.close(0u32.into(), b"");
@@ -92,6 +94,14 @@ pub async fn close_reason(connection: &Connection) -> Result<Refusal> {
     }
 }
 
+/// The device's ticket for the relay at the other end.
+pub fn ticket(connection: &Connection, credential: &Credential) -> Result<Ticket> {
+    let chain = connection.peer_identity().context("a certificate")?;
+    let chain = chain.downcast_ref::<Vec<CertificateDer<'static>>>().context("a chain")?;
+    let Identity::Relay(relay) = identity::identity(chain)? else { bail!("not a relay") };
+    Ok(DeviceKey::from_der(credential.key.secret_der())?.ticket_for(&relay, &credential.chain)?)
+}
+
 /// A session of one device.
 #[derive(Debug)]
 pub struct Wire {
@@ -102,13 +112,20 @@ pub struct Wire {
 
 impl Wire {
     pub async fn connect(address: SocketAddr, root: &CertificateDer<'_>, credential: Credential) -> Result<Self> {
-        let config = tls::device(&Crypto::system(), root, Some(credential), ALPN_DEVICE)?;
-        Self::hello(dial(address, config).await?).await
+        let config = tls::client(&Crypto::system(), root, Some(credential.clone()), ALPN_DEVICE)?;
+        let connection = dial(address, config).await?;
+        let ticket = ticket(&connection, &credential)?;
+        Self::hello_with(connection, Options::with_ticket(&ticket)).await
+    }
+
+    /// Says hello without a ticket, and reads events.
+    pub async fn hello(connection: Connection) -> Result<Self> {
+        Self::hello_with(connection, Options::default()).await
     }
 
     /// Says hello, and reads events.
-    pub async fn hello(connection: Connection) -> Result<Self> {
-        let mut session = Self::hello_only(connection).await?;
+    pub async fn hello_with(connection: Connection, options: Options) -> Result<Self> {
+        let mut session = Self::ask_hello(connection, options).await?;
         let (events, queue) = mpsc::unbounded_channel();
         let lanes = session.connection.clone();
         tokio::spawn(async move {
@@ -122,7 +139,11 @@ impl Wire {
 
     /// Says hello, and leaves the event lanes to the caller.
     pub async fn hello_only(connection: Connection) -> Result<Self> {
-        let hello = Request::Hello(Hello { client: "test".into(), options: Options::default() });
+        Self::ask_hello(connection, Options::default()).await
+    }
+
+    async fn ask_hello(connection: Connection, options: Options) -> Result<Self> {
+        let hello = Request::Hello(Hello { client: "test".into(), options });
         let welcome = match ask(&connection, &hello).await? {
             Reply::Welcome(welcome) => welcome,
             other => bail!("hello was answered with {other:?}"),

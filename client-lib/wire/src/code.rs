@@ -48,6 +48,8 @@ codes! {
     NumberTaken = 4, "this number is already another message";
     /// A defect in the relay; the request was not executed.
     Internal = 5, "the relay failed on this request";
+    /// The relay does not decide for this user or chat. `retry_after` may say when to try again.
+    NotOwner = 6, "this relay does not decide for that user or chat";
     // Lasting: a numbered request's number is decided and void.
     /// Not a participant of the chat, or no such chat: the two are not told apart.
     NotParticipant = 16, "you are not a participant of this chat";
@@ -104,6 +106,7 @@ impl Code {
                 | Self::OutOfOrder
                 | Self::NumberTaken
                 | Self::Internal
+                | Self::NotOwner
                 | Self::Busy
                 | Self::ShuttingDown
         )
@@ -134,7 +137,7 @@ impl<'de> Deserialize<'de> for Code {
 pub struct Refusal {
     pub code: Code,
     /// Names the field and the limit where there is one. For people; never parsed.
-    #[serde(deserialize_with = "crate::entry::bounded::text::<_, { limits::EXPLANATION_BYTES }>")]
+    #[serde(deserialize_with = "crate::bounded::text::<_, { limits::EXPLANATION_BYTES }>")]
     pub explanation: String,
     retry_after_millis: Option<u32>,
     /// With `OutOfOrder` and `NumberTaken`: the number the home expects next.

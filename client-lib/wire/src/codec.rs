@@ -13,8 +13,8 @@ pub const PREFIX_BYTES: usize = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    #[error("a frame of {len} bytes, at most {max} are allowed", max = limits::FRAME_BYTES)]
-    TooLarge { len: usize },
+    #[error("a frame of {len} bytes, at most {max} are allowed")]
+    TooLarge { len: usize, max: usize },
     #[error("a field is missing, over its limit, or holds a value that is not allowed")]
     Malformed { request: Option<u32> },
 }
@@ -29,10 +29,12 @@ pub enum Decoded<T> {
     },
 }
 
-/// A frame's value. Sealed: the kinds of frame are this crate's.
+/// A frame's value: an enum that grows at its end only.
 pub trait Frame: Serialize + DeserializeOwned {
-    #[doc(hidden)]
+    /// How many variants this build knows.
     const KINDS: u32;
+    /// Bytes of one encoded frame without its length prefix. What is read by [`FrameReader`] has the reader's limit.
+    const LIMIT: usize = limits::FRAME_BYTES;
 }
 
 impl Frame for Request {
@@ -65,14 +67,14 @@ impl postcard::ser_flavors::Flavor for Append<'_> {
     }
 }
 
-fn encode(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+fn encode(value: &impl Serialize, max: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = out.len();
     out.extend_from_slice(&[0; PREFIX_BYTES]);
     let written = postcard::serialize_with_flavor(value, Append(out));
     let len = out.len() - start - PREFIX_BYTES;
-    if written.is_err() || len > limits::FRAME_BYTES {
+    if written.is_err() || len > max {
         out.truncate(start);
-        return Err(CodecError::TooLarge { len });
+        return Err(CodecError::TooLarge { len, max });
     }
     let prefix = u32::try_from(len).expect("a frame's limit is far below 4 GiB").to_le_bytes();
     out[start..start + PREFIX_BYTES].copy_from_slice(&prefix);
@@ -80,13 +82,13 @@ fn encode(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CodecError> {
 }
 
 /// Appends a request or reply with its request number. On an error `out` is as before.
-pub fn encode_numbered(request: u32, frame: &impl Frame, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    encode(&(request, frame), out)
+pub fn encode_numbered<T: Frame>(request: u32, frame: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    encode(&(request, frame), T::LIMIT, out)
 }
 
 /// Appends an event. On an error `out` is as before.
 pub fn encode_event(event: &Event, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    encode(event, out)
+    encode(event, Event::LIMIT, out)
 }
 
 /// The position of the enum variant that `bytes` start with.
@@ -131,12 +133,24 @@ pub fn decode_reason(code: u64, reason: &[u8]) -> crate::Refusal {
 }
 
 /// Cuts a stream of bytes into frames. Holds at most one frame and what was pushed with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameReader {
     buffer: BytesMut,
+    max: usize,
+}
+
+impl Default for FrameReader {
+    fn default() -> Self {
+        Self::with_limit(limits::FRAME_BYTES)
+    }
 }
 
 impl FrameReader {
+    /// For frames of up to `max` bytes.
+    pub fn with_limit(max: usize) -> Self {
+        Self { buffer: BytesMut::new(), max }
+    }
+
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
@@ -147,8 +161,8 @@ impl FrameReader {
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, CodecError> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
         let len = usize::try_from(u32::from_le_bytes(*prefix)).unwrap_or(usize::MAX);
-        if len > limits::FRAME_BYTES {
-            return Err(CodecError::TooLarge { len });
+        if len > self.max {
+            return Err(CodecError::TooLarge { len, max: self.max });
         }
         if self.buffer.len() < PREFIX_BYTES + len {
             return Ok(None);

@@ -4,8 +4,9 @@
 //! of every frame. A numbered request ([`CreateChat`], [`UpdateChat`], [`SendMessage`], [`Redact`]) carries a
 //! [`Stamp`], which makes a retry the same request.
 
+use crate::bounded;
 use crate::code::Refusal;
-use crate::entry::{BlobRef, Change, ChatKind, Content, LogEntry, Member, Role, Title, bounded};
+use crate::entry::{BlobRef, Change, ChatKind, Content, LogEntry, Member, Role, Title};
 use crate::id::{ChatId, MessageId, RelayId, Seq};
 pub use crate::options::Options;
 use crate::{UnixMillis, limits};
@@ -134,12 +135,18 @@ pub struct Welcome {
     pub relay: RelayId,
     pub now: UnixMillis,
     /// Changes when the home's store was restored from a backup; clients then compare what they have.
+    /// [`Welcome::UNKNOWN_GENERATION`] says nothing.
     pub store_generation: u64,
     /// When the certificate of this connection expires.
     pub certificate_expires: UnixMillis,
     /// Addresses of other relays that can be used.
     #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
     pub relays: Vec<Address>,
+}
+
+impl Welcome {
+    /// The home is out of reach, and its store's generation not known.
+    pub const UNKNOWN_GENERATION: u64 = 0;
 }
 
 /// `host:port`, at most 256 bytes.

@@ -9,8 +9,10 @@
 //! - [`options`]: room in requests for what came later, such as tickets
 //! - [`entry`]: one entry of a chat's log as a reader sees it
 //! - [`code`]: refusals, with codes that are never renumbered
+//! - [`bounded`]: deserializers that stop at a limit
 //! - [`codec`]: length prefix, limits, postcard
 
+pub mod bounded;
 pub mod code;
 pub mod codec;
 pub mod entry;

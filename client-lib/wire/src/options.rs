@@ -3,7 +3,7 @@
 //! A reader takes the tags it knows and passes over the others, so a newer client may say more to an older relay.
 
 use crate::time::UnixMillis;
-use crate::{entry::bounded, limits};
+use crate::{bounded, limits};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 

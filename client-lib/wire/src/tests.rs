@@ -239,7 +239,10 @@ fn an_entry_of_an_unknown_kind_is_kept_whole() {
 fn a_length_over_the_limit_is_refused_before_the_body_comes() {
     let mut reader = FrameReader::default();
     reader.push(&(u32::try_from(limits::FRAME_BYTES).unwrap() + 1).to_le_bytes());
-    assert_eq!(reader.next_frame(), Err(codec::CodecError::TooLarge { len: limits::FRAME_BYTES + 1 }));
+    assert_eq!(
+        reader.next_frame(),
+        Err(codec::CodecError::TooLarge { len: limits::FRAME_BYTES + 1, max: limits::FRAME_BYTES })
+    );
     let mut out = vec![1, 2, 3];
     let huge = Request::Renew { csr: Bytes::from(vec![0; limits::FRAME_BYTES]) };
     assert!(codec::encode_numbered(1, &huge, &mut out).is_err());

@@ -1,7 +1,7 @@
 //! A numbered request, as the rules see it.
 
 use godwit_wire::entry::{BlobRef, Change, ChatKind, Content, Member, Title};
-use godwit_wire::frame::{Request, Stamp};
+use godwit_wire::frame::{CreateChat, Options, Redact, Request, SendMessage, Stamp, UpdateChat};
 use godwit_wire::{DeviceId, Seq};
 
 /// Who acts: a device as its certificate names it.
@@ -40,6 +40,19 @@ impl Command {
             other => return Err(Box::new(other)),
         };
         Ok(Self { sender: sender.clone(), stamp, action })
+    }
+
+    /// The request that makes this command, for the relay that decides it.
+    pub fn into_request(self) -> Request {
+        let (stamp, options) = (self.stamp, Options::default());
+        match self.action {
+            Action::Create { kind, title, participants } => {
+                Request::CreateChat(CreateChat { stamp, kind, title, participants, options })
+            }
+            Action::Update(change) => Request::UpdateChat(UpdateChat { stamp, change, options }),
+            Action::Send { content, blobs } => Request::SendMessage(SendMessage { stamp, content, blobs, options }),
+            Action::Redact { of } => Request::Redact(Redact { stamp, of, options }),
+        }
     }
 
     /// Memory that this command holds while it waits.

@@ -4,6 +4,7 @@ use crate::chat::Chat;
 use crate::entry::Entry;
 use crate::number::Mark;
 use godwit_wire::{MessageId, Refusal, Seq, UnixMillis, UserId};
+use serde::{Deserialize, Serialize};
 
 /// What a rule may read. One view serves one command.
 pub trait View {
@@ -25,8 +26,8 @@ pub struct Decided {
     pub outcome: Outcome,
 }
 
-/// The answer to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The answer to a command. It also travels between relays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Sent { seq: Seq, at: UnixMillis },
     Refused(Refusal),

@@ -172,3 +172,24 @@ pub(super) fn log_filter<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::E
     EnvFilter::try_new(&text).map_err(de::Error::custom)?;
     Ok(text)
 }
+
+/// A list of `host:port`, or a text with commas between them, as the environment gives it.
+pub(super) fn addresses<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Raw {
+        List(Vec<String>),
+        Text(String),
+    }
+    let list = match Raw::deserialize(d).map_err(|_| de::Error::custom("must be a list of host:port"))? {
+        Raw::List(list) => list,
+        Raw::Text(text) => text.split(',').map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect(),
+    };
+    for one in &list {
+        let port = one.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            return Err(de::Error::custom(format!("must look like relay.example:4433 (host:port), not {one:?}")));
+        }
+    }
+    Ok(list)
+}

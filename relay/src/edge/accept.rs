@@ -2,6 +2,7 @@
 
 use super::admission::Admission;
 use super::{Edge, enrol, session};
+use crate::peers::{self, ALPN_PEER};
 use crate::quic::Connection;
 use godwit_wire::{ALPN_ENROL, Code, Refusal};
 use quinn::crypto::rustls::HandshakeData;
@@ -78,6 +79,12 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
         let result = enrol::serve(&edge, &connection).await;
         drop(permit);
         result
+    } else if alpn.as_deref() == Some(ALPN_PEER) {
+        drop(permit);
+        match edge.router.peers.accept(&connection).await {
+            Ok(link) => return peers::serve(&edge, link).await,
+            Err(refusal) => Err(refusal),
+        }
     } else {
         drop(permit);
         session::serve(&edge, &connection).await

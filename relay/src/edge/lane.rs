@@ -4,13 +4,17 @@
 //! committed. Capacity: [`PIPELINED`] batches wait for their replies; reading stops until one is written, and with it
 //! the client, by flow control.
 
+use super::forward::forward;
 use super::{Edge, Session};
+use crate::peers::LinkError;
+use crate::peers::frame::PeerAsk;
 use crate::quic::{Connection, Gone, LaneIn, LaneOut};
+use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
 use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Reply, Request, Welcome};
-use godwit_wire::{Code, Refusal};
+use godwit_wire::frame::{Hello, Reply, Request, Welcome};
+use godwit_wire::{ChatId, Code, Refusal};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -33,9 +37,9 @@ impl Lane {
     }
 
     /// Waits for the first lane and its hello, which must come before anything else. Gives its request number.
-    pub(super) async fn hello(connection: &Connection) -> Result<(Self, u32), Refusal> {
+    pub(super) async fn hello(connection: &Connection) -> Result<(Self, u32, Hello), Refusal> {
         match Self::first(connection).await? {
-            (lane, number, Decoded::Frame(Request::Hello(_))) => Ok((lane, number)),
+            (lane, number, Decoded::Frame(Request::Hello(hello))) => Ok((lane, number, hello)),
             _ => Err(Refusal::because(Code::Malformed, "the first request must be a hello")),
         }
     }
@@ -126,7 +130,7 @@ async fn read(
                 Err(error @ CodecError::Malformed { request: Some(number) }) if bad < BAD_REQUESTS => {
                     bad += 1;
                     edge.metrics.malformed.inc();
-                    submit(edge, &mut numbers, &mut commands, &pending).await;
+                    submit(edge, session, &mut numbers, &mut commands, &pending).await;
                     if pending.send(Pending::Ready(number, Reply::Refused(malformed(&error)))).await.is_err() {
                         return Ok(());
                     }
@@ -147,12 +151,12 @@ async fn read(
                 },
             };
             // Replies keep the order of their requests.
-            submit(edge, &mut numbers, &mut commands, &pending).await;
+            submit(edge, session, &mut numbers, &mut commands, &pending).await;
             if pending.send(next).await.is_err() {
                 return Ok(());
             }
         }
-        submit(edge, &mut numbers, &mut commands, &pending).await;
+        submit(edge, session, &mut numbers, &mut commands, &pending).await;
         match receive.read().await {
             Ok(Some(bytes)) => reader.push(&bytes),
             Ok(None) | Err(_) => return Ok(()),
@@ -174,9 +178,6 @@ fn take(edge: &Edge, session: &Session, request: Request) -> Result<Taken, Refus
     };
     match Command::from_request(&session.sender, request) {
         Ok(command) => {
-            if command.stamp.chat.home() != &edge.owner.region {
-                return Err(Code::NotParticipant.into());
-            }
             limits.send(&session.user, command.cost_bytes()).map_err(limited)?;
             Ok(Taken::Command(command))
         }
@@ -188,17 +189,46 @@ fn take(edge: &Edge, session: &Session, request: Request) -> Result<Taken, Refus
     }
 }
 
-async fn submit(edge: &Edge, numbers: &mut Vec<u32>, commands: &mut Vec<Command>, pending: &mpsc::Sender<Pending>) {
-    if commands.is_empty() {
-        return;
+/// Hands on what was gathered, in its order: commands of one home and one of its lanes go together.
+async fn submit(
+    edge: &Edge,
+    session: &Session,
+    numbers: &mut Vec<u32>,
+    commands: &mut Vec<Command>,
+    pending: &mpsc::Sender<Pending>,
+) {
+    let mut numbers = std::mem::take(numbers);
+    let mut commands = std::mem::take(commands);
+    while let Some(first) = commands.first() {
+        let chat = first.stamp.chat.clone();
+        let here = edge.router.owner_of(chat.home()).is_some();
+        let together = |command: &Command| {
+            let other = &command.stamp.chat;
+            *other == chat || here && edge.router.owner_of(other.home()).is_some()
+        };
+        let count = commands.iter().take_while(|command| together(command)).count();
+        let (later_numbers, later_commands) = (numbers.split_off(count), commands.split_off(count));
+        let outcomes: Outcomes = match decide(edge, session, &chat, commands).await {
+            Ok(outcomes) => outcomes,
+            Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
+        };
+        // The writing half is gone with the connection; the commands run all the same.
+        let _ = pending.send(Pending::Batch(numbers, outcomes)).await;
+        (numbers, commands) = (later_numbers, later_commands);
     }
-    let numbers = std::mem::take(numbers);
-    let outcomes: Outcomes = match edge.owner.store.submit(std::mem::take(commands)).await {
-        Ok(outcomes) => Box::pin(outcomes),
-        Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
-    };
-    // The writing half is gone with the connection; the commands run all the same.
-    let _ = pending.send(Pending::Batch(numbers, outcomes)).await;
+}
+
+async fn decide(edge: &Edge, session: &Session, chat: &ChatId, commands: Vec<Command>) -> Result<Outcomes, Refusal> {
+    match edge.router.route(chat.home()) {
+        Route::Here(owner) => Ok(Box::pin(owner.store.submit(commands).await?)),
+        Route::There(home) => {
+            session.show(&home).await?;
+            Ok(Box::pin(forward(&home, &session.sender.device, chat, commands)?))
+        }
+        Route::Away => Err(away(chat.home())),
+        // As for any chat that is not there.
+        Route::Nowhere => Err(Code::NotParticipant.into()),
+    }
 }
 
 /// Writes replies; all that are ready at once.
@@ -255,21 +285,35 @@ fn encode(edge: &Edge, number: u32, reply: &Reply, out: &mut Vec<u8>) {
 fn welcome(edge: &Edge, session: &Session) -> Welcome {
     Welcome {
         relay: edge.relay.clone(),
-        now: edge.owner.clock.now(),
-        store_generation: edge.owner.store.generation(),
+        now: edge.clock.now(),
+        store_generation: session.generation.get().copied().unwrap_or(Welcome::UNKNOWN_GENERATION),
         certificate_expires: session.certificate_expires,
         relays: Vec::new(),
     }
 }
 
 async fn answer(edge: &Edge, session: &Session, request: Request) -> Reply {
-    let answer = match request {
-        Request::Hello(_) => Ok(Reply::Welcome(welcome(edge, session))),
-        Request::Ack(acks) => {
-            edge.owner.fanout.acknowledged(session.link.clone(), acks).await;
+    try_answer(edge, session, request).await.unwrap_or_else(Reply::Refused)
+}
+
+async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<Reply, Refusal> {
+    let home = session.sender.device.home();
+    match (request, edge.router.route(&home)) {
+        (Request::Hello(_), _) => Ok(Reply::Welcome(welcome(edge, session))),
+        (Request::Ack(acks), Route::Here(owner)) => {
+            owner.fanout.acknowledged(session.link.clone(), acks).await;
             Ok(Reply::Done)
         }
-        request => edge.owner.answer(&session.sender, request).await,
-    };
-    answer.unwrap_or_else(Reply::Refused)
+        (Request::Ack(acks), _) => {
+            session.remote.acknowledged(session, acks);
+            Ok(Reply::Done)
+        }
+        (request, Route::Here(owner)) => owner.answer(&session.sender, request).await,
+        (request, Route::There(peer)) => {
+            session.show(&peer).await?;
+            let ask = PeerAsk::Device { device: session.sender.device.clone(), request };
+            peer.ask_one(&ask).await.map_err(LinkError::refusal)
+        }
+        (_, Route::Away | Route::Nowhere) => Err(away(&home)),
+    }
 }

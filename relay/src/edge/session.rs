@@ -1,14 +1,19 @@
 //! One device's connection, from its certificate to its end.
 
 use super::lane::{self, Lane};
+use super::remote::Remote;
 use super::{Edge, Session};
+use crate::owner::Owner;
+use crate::peers::DeviceCredential;
 use crate::quic::Connection;
+use crate::router::{Route, nowhere};
 use godwit_certs::Identity;
-use godwit_certs::identity::{Peer, peer};
+use godwit_certs::identity::peer;
 use godwit_core::Sender;
 use godwit_wire::{Code, Refusal};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 /// How long a client may take to say hello.
@@ -19,67 +24,116 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// Why the device is not let in.
 pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(), Refusal> {
-    let peer = authenticate(edge, connection)?;
+    let certificate = connection.certificates();
+    // A resumed session brings its certificate from the ticket, past the verifier: dates are checked here.
+    let peer = peer(&certificate, edge.clock.now()).map_err(|error| error.refusal())?;
     let Identity::Device { device, enrolment } = peer.identity else { return Err(Code::NotADevice.into()) };
-    if device.home() != edge.owner.region {
-        let why = format!("{device} belongs to region {}, this relay serves {}", device.home(), edge.owner.region);
-        return Err(Refusal::because(Code::WrongDevice, why));
-    }
     let sender = Sender { device, enrolment };
-    edge.owner.admit(&sender).await?;
-    let (lane, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))
+    let owner = match edge.router.route(&sender.device.home()) {
+        Route::Here(owner) => {
+            owner.admit(&sender).await?;
+            Some(owner)
+        }
+        Route::Nowhere => return Err(nowhere(&sender.device)),
+        Route::There(_) | Route::Away => None,
+    };
+    let (lane, number, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))
         .await
         .map_err(|_| Refusal::because(Code::Malformed, "no hello came"))??;
-    let limit = edge.lane_bytes;
-    let link = edge.registry.attach(sender.device.clone(), enrolment, connection.clone(), limit).await;
+    let link = edge.registry.attach(sender.device.clone(), enrolment, connection.clone()).await;
     edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     let session = Arc::new(Session {
         user: sender.device.user(),
         sender,
         link: link.clone(),
         certificate_expires: peer.not_after,
+        credential: hello.options.ticket().map(|ticket| DeviceCredential { certificate, ticket }),
+        remote: Remote::default(),
+        generation: OnceLock::new(),
     });
-    let result = attached(edge, connection, &session, lane, hello).await;
-    edge.owner.fanout.detached(link.clone()).await;
-    // Also waits for what this connection still had in the writer's queue.
-    if let Err(refusal) = edge.owner.store.seen(session.sender.device.clone()).await {
-        tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
+    edge.router.cluster.claim(&session.user);
+    let result = match owner {
+        Some(owner) => attached(edge, owner, connection, &session, lane, number).await,
+        None => remote(edge, connection, &session, lane, number).await,
+    };
+    edge.router.cluster.withdraw(&session.user);
+    match owner {
+        Some(owner) => {
+            owner.fanout.detached(link.clone()).await;
+            // Also waits for what this connection still had in the writer's queue.
+            if let Err(refusal) = owner.store.seen(session.sender.device.clone()).await {
+                tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
+            }
+        }
+        None => session.remote.end(&session),
     }
     edge.registry.detach(&link);
     edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     result
 }
 
-fn authenticate(edge: &Edge, connection: &Connection) -> Result<Peer, Refusal> {
-    // A resumed session brings its certificate from the ticket, past the verifier: dates are checked here.
-    peer(&connection.certificates(), edge.owner.clock.now()).map_err(|error| error.refusal())
-}
-
 async fn attached(
     edge: &Arc<Edge>,
+    owner: &Owner,
     connection: &Connection,
     session: &Arc<Session>,
     first: Lane,
     hello: u32,
 ) -> Result<(), Refusal> {
     // Once more: a revocation between the first look and the registry would find nobody to shut out.
-    edge.owner.admit(&session.sender).await?;
-    edge.owner.fanout.attached(session.link.clone()).await;
+    owner.admit(&session.sender).await?;
+    owner.fanout.attached(session.link.clone()).await;
     tracing::info!(device = %session.sender.device, "connected");
-    let mut lanes = JoinSet::new();
-    lanes.spawn(lane::serve(edge.clone(), session.clone(), first, Some(hello)));
-    let result = serve_lanes(edge, connection, session, &mut lanes).await;
-    lanes.shutdown().await;
-    result
+    // A session begins once.
+    let _ = session.generation.set(owner.store.generation());
+    serve_lanes(edge, connection, session, first, hello).await
+}
+
+/// A device whose user's home is another relay.
+async fn remote(
+    edge: &Arc<Edge>,
+    connection: &Connection,
+    session: &Arc<Session>,
+    first: Lane,
+    hello: u32,
+) -> Result<(), Refusal> {
+    let (told, generation) = oneshot::channel::<Option<u64>>();
+    let serving = async {
+        // Refused, it is dropped, and the other branch says why.
+        let Ok(generation) = generation.await else { return std::future::pending().await };
+        tracing::info!(device = %session.sender.device, home = generation.is_some(), "connected, at home elsewhere");
+        if let Some(generation) = generation {
+            let _ = session.generation.set(generation);
+        }
+        serve_lanes(edge, connection, session, first, hello).await
+    };
+    tokio::select! {
+        refused = session.remote.keep(edge, session, told) => refused,
+        served = serving => served,
+    }
 }
 
 async fn serve_lanes(
     edge: &Arc<Edge>,
     connection: &Connection,
     session: &Arc<Session>,
+    first: Lane,
+    hello: u32,
+) -> Result<(), Refusal> {
+    let mut lanes = JoinSet::new();
+    lanes.spawn(lane::serve(edge.clone(), session.clone(), first, Some(hello)));
+    let result = accept_lanes(edge, connection, session, &mut lanes).await;
+    lanes.shutdown().await;
+    result
+}
+
+async fn accept_lanes(
+    edge: &Arc<Edge>,
+    connection: &Connection,
+    session: &Arc<Session>,
     lanes: &mut JoinSet<Result<(), Refusal>>,
 ) -> Result<(), Refusal> {
-    let expiry = tokio::time::sleep(session.certificate_expires.since(edge.owner.clock.now()));
+    let expiry = tokio::time::sleep(session.certificate_expires.since(edge.clock.now()));
     tokio::pin!(expiry);
     loop {
         tokio::select! {

@@ -42,6 +42,7 @@ impl Worker {
         if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
             return;
         }
+        link.taken(chat, up_to);
         let Some(mut track) = state.track(chat).copied() else { return };
         if let Track::Live { open, .. } = &track {
             let waited = Duration::from_millis(now.saturating_sub(open.since_millis));
@@ -98,10 +99,19 @@ impl Worker {
             }
         }
         for (device, chat, open) in late {
-            if let Some(state) = self.devices.get_mut(&device) {
-                state.set(&chat, Some(Track::Live { open, row: Row::Written }));
+            let Some(state) = self.devices.get_mut(&device) else { continue };
+            match state.link.as_ref().filter(|link| link.remote_epoch().is_some()) {
+                // What is pushed to another relay may get lost on the way: it is read again.
+                Some(link) => {
+                    link.rewind(&chat);
+                    state.set(&chat, Some(Track::Behind { from: open.first, pushed: None, latest: Some(open.last) }));
+                }
+                None => {
+                    state.set(&chat, Some(Track::Live { open, row: Row::Written }));
+                }
             }
             self.begin_row(&device, &chat, open.first);
+            self.drain(&device);
         }
     }
 }

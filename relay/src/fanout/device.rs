@@ -42,7 +42,7 @@ impl DeviceFan {
         let track = self.tracks.get(chat).copied();
         let pushed = match (&self.link, track) {
             (None, _) | (_, Some(Track::Behind { .. })) => false,
-            (Some(link), _) => self.in_flight < window && link.lanes.push(chat, frame()),
+            (Some(link), _) => self.in_flight < window && link.push(chat, Some(seq), frame()),
         };
         let (next, offer) = match track {
             Some(Track::Live { open, row }) if pushed => {

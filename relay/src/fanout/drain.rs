@@ -44,7 +44,7 @@ impl Worker {
         let Some(state) = self.devices.get_mut(device) else { return };
         let Some(link) = state.link.clone() else { return };
         // Half a window, so that live entries find room beside a backlog.
-        let full = state.in_flight() >= self.config.window / 2 || link.lanes.queued_bytes() >= QUEUED_BYTES;
+        let full = state.in_flight() >= self.config.window / 2 || link.queued_bytes() >= QUEUED_BYTES;
         if state.reading || full {
             return;
         }
@@ -89,7 +89,7 @@ impl Worker {
         };
         let mut covered = None;
         let mut push = |event: &Event, last: Seq| {
-            let fits = link.lanes.push(&read.chat, event_frame(event));
+            let fits = link.push(&read.chat, Some(last), event_frame(event));
             if fits {
                 covered = Some(last);
             }

@@ -51,7 +51,7 @@ impl Bench {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, committed) = open(folder.path());
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(Registry::new(1 << 20));
         let worker = worker(&store, &registry);
         let mut bench = Self { worker, committed, registry, store, folder, n: 0 };
         bench.enrol("alice@eu/phone").await;
@@ -118,7 +118,7 @@ impl Bench {
 
     async fn connect(&self, id: &str, enrolment: u32) -> Phone {
         let (server, client, endpoints) = connection().await;
-        let link = self.registry.attach(device(id), enrolment, Connection(server), 1 << 20).await;
+        let link = self.registry.attach(device(id), enrolment, Connection(server)).await;
         Phone { link, connection: client, lane: None, _endpoints: endpoints }
     }
 
@@ -162,7 +162,7 @@ fn open(folder: &std::path::Path) -> (Store, mpsc::UnboundedReceiver<Committed>)
 
 fn worker(store: &Store, registry: &Arc<Registry>) -> Worker {
     let config = FanoutConfig { ack_timeout: Duration::from_millis(1), ..FanoutConfig::default() };
-    Worker::new(config, store.clone(), registry.clone(), Clock::system(), Metrics::default()).0
+    Worker::new(config, "eu".parse().unwrap(), store.clone(), registry.clone(), Clock::system(), Metrics::default()).0
 }
 
 async fn connection() -> (quinn::Connection, quinn::Connection, (Endpoint, Endpoint)) {
@@ -176,7 +176,7 @@ async fn connection() -> (quinn::Connection, quinn::Connection, (Endpoint, Endpo
     let loopback = "127.0.0.1:0".parse().unwrap();
     let server = Endpoint::server(config, loopback).unwrap();
     let client = Endpoint::client(loopback).unwrap();
-    let tls = tls::device(&crypto, root.certificate(), None, ALPN_DEVICE).unwrap();
+    let tls = tls::client(&crypto, root.certificate(), None, ALPN_DEVICE).unwrap();
     let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let connecting = client.connect_with(config, server.local_addr().unwrap(), RELAY_SERVER_NAME).unwrap();
     let accepting = async { server.accept().await.unwrap().await.unwrap() };

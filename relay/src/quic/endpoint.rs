@@ -21,6 +21,13 @@ const LANE_WINDOW: u32 = 1 << 20;
 /// The kernel's buffers for the one UDP socket; what it grants may be less.
 const SOCKET_BUFFER: usize = 8 << 20;
 
+/// Datagrams that wait on one connection, each way.
+const DATAGRAM_BYTES: usize = 64 << 10;
+const PEER_KEEP_ALIVE: Duration = Duration::from_secs(3);
+const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests on streams of their own that a peer may have open.
+const PEER_ASKS: u32 = 256;
+
 pub(crate) type Secret = [u8; 32];
 
 pub(crate) fn transport() -> TransportConfig {
@@ -32,7 +39,20 @@ pub(crate) fn transport() -> TransportConfig {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .stream_receive_window(VarInt::from_u32(LANE_WINDOW))
         .send_window(CONNECTION_WINDOW.into())
-        .datagram_receive_buffer_size(None);
+        // Gossip between relays; what nobody reads is dropped.
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BYTES);
+    transport
+}
+
+/// For connections that this relay opens to others: they end sooner when the other is gone, and never for silence.
+pub(crate) fn peer_transport() -> TransportConfig {
+    let mut transport = transport();
+    transport
+        .max_concurrent_uni_streams(VarInt::from_u32(CLIENT_LANES))
+        .max_concurrent_bidi_streams(VarInt::from_u32(PEER_ASKS))
+        .keep_alive_interval(Some(PEER_KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::try_from(PEER_IDLE_TIMEOUT).expect("10 s fit a QUIC time-out")));
     transport
 }
 

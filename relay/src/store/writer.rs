@@ -193,6 +193,7 @@ impl Writer {
             Ok(Ok(committed)) => {
                 self.metrics.commits.inc();
                 self.metrics.commit_latency.observe(started.elapsed().as_secs_f64());
+                self.shared.committed_in(started.elapsed());
                 let commands: usize = jobs.iter().map(|job| job.commands()).sum();
                 if commands > 0 {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]

@@ -1,0 +1,339 @@
+//! This relay in its cluster: runs gossip, keeps links to the members that are up, and knows who is where.
+//!
+//! - [`load`]: how busy this relay is
+//! - [`report`]: what an operator sees of it
+//!
+//! Gossip's core decides; here are its clock, its packets (datagrams on links) and its pulls (streams on links).
+
+mod load;
+pub mod report;
+
+use crate::edge::Edge;
+use crate::peers::frame::{PeerAsk, PeerPage};
+use crate::peers::{self, PeerLink, Peers};
+use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
+use godwit_wire::{RegionId, RelayId, UserId};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Waits between attempts to dial a relay: doubled each time, and up to half of it more at random.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// The relay with the larger id lets the other one dial first.
+const COURTESY: Duration = Duration::from_millis(500);
+
+/// Pulls of claims at the same time.
+const PULLS: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    gossip: Mutex<Gossip>,
+    pub(crate) peers: Arc<Peers>,
+    /// Relays that hold a region's store, by region. More than one in a region is a mistake of its operator.
+    stores: RwLock<HashMap<RegionId, BTreeMap<RelayId, Identity>>>,
+    /// It was told of other relays, or met one.
+    joined: AtomicBool,
+    status: Mutex<Status>,
+    /// Pulls at the same time.
+    pulls: Semaphore,
+    /// Relays to which a link is kept up.
+    kept: Mutex<HashSet<RelayId>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// What serves links; it holds this cluster.
+    edge: OnceLock<Weak<Edge>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cluster {
+    pub(crate) fn new(gossip: Gossip, peers: Arc<Peers>) -> Arc<Self> {
+        Arc::new(Self {
+            gossip: Mutex::new(gossip),
+            peers,
+            stores: RwLock::default(),
+            joined: AtomicBool::new(false),
+            status: Mutex::default(),
+            pulls: Semaphore::new(PULLS),
+            kept: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            edge: OnceLock::new(),
+        })
+    }
+
+    /// Looks for the relays at `join` until each is linked; addresses may be names with several addresses. Links are
+    /// served by `edge`.
+    pub(crate) fn join(self: &Arc<Self>, edge: &Arc<Edge>, join: &[String]) {
+        // A cluster is joined once.
+        let _ = self.edge.set(Arc::downgrade(edge));
+        self.spawn(self.clone().measure(Arc::downgrade(edge)));
+        self.joined.fetch_or(!join.is_empty(), Ordering::Relaxed);
+        for address in join {
+            let (cluster, address) = (self.clone(), address.clone());
+            self.spawn(async move { cluster.seek(&address).await });
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    fn serve(&self, link: Arc<PeerLink>) {
+        if let Some(edge) = self.edge.get().and_then(Weak::upgrade) {
+            self.spawn(async move { peers::serve(&edge, link).await });
+        }
+    }
+
+    /// Does something with gossip, and what follows from it.
+    fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut Gossip) -> T) -> T {
+        let (result, effects) = {
+            let mut gossip = locked(&self.gossip);
+            let result = act(&mut gossip);
+            (result, gossip.effects().collect::<Vec<_>>())
+        };
+        for effect in effects {
+            self.effect(effect);
+        }
+        result
+    }
+
+    fn effect(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            Effect::Send { to, packet } => match self.peers.get(to.relay()) {
+                Some(link) => link.datagram(packet),
+                // Lost, as packets may be; the next one finds a link.
+                None => self.keep(&to),
+            },
+            Effect::Timer { after, timer } => self.later(after, timer),
+            Effect::Up(identity) => {
+                tracing::info!(relay = %identity.relay(), address = %identity.addr(), "a relay is up");
+                if identity.kind() == Kind::Store {
+                    let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+                    let region = stores.entry(identity.relay().region()).or_default();
+                    region.insert(identity.relay().clone(), identity.clone());
+                    if region.len() > 1 {
+                        tracing::error!(region = %identity.relay().region(), "several relays hold a store of one region");
+                    }
+                }
+                self.keep(&identity);
+                self.peers.touch();
+            }
+            Effect::Down(identity) => {
+                tracing::warn!(relay = %identity.relay(), "a relay is down");
+                let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(region) = stores.get_mut(&identity.relay().region()) {
+                    region.remove(identity.relay());
+                }
+                drop(stores);
+                if let Some(link) =
+                    self.peers.get(identity.relay()).filter(|link| link.peer.epoch() <= identity.epoch())
+                {
+                    link.close(&godwit_wire::Refusal::because(godwit_wire::Code::Replaced, "declared down"));
+                }
+                self.peers.touch();
+            }
+            Effect::Status { .. } => {}
+            Effect::Pull { relay, epoch, since } => {
+                let cluster = self.clone();
+                self.spawn(async move { cluster.pull(&relay, epoch, since).await });
+            }
+            Effect::Renewed(me) => {
+                tracing::warn!("the cluster had declared this relay down");
+                self.peers.renewed(me);
+            }
+        }
+    }
+
+    fn later(self: &Arc<Self>, after: Duration, timer: Timer) {
+        let cluster = self.clone();
+        self.spawn(async move {
+            tokio::time::sleep(after).await;
+            cluster.with(|gossip| gossip.timer(timer));
+        });
+    }
+
+    async fn pull(self: &Arc<Self>, relay: &RelayId, epoch: u64, since: u64) {
+        let pulled = async {
+            let _turn = self.pulls.acquire().await.ok()?;
+            let link = self.peers.get(relay)?;
+            let mut answer = link.ask(&PeerAsk::Claims { epoch, since }).await.ok()?;
+            while let Some(PeerPage::Claims(page)) = answer.next().await.ok()? {
+                if self.with(|gossip| gossip.apply_page(relay, page)).is_err() {
+                    // Gossip tries again by itself.
+                    return Some(());
+                }
+            }
+            Some(())
+        };
+        if pulled.await.is_none() {
+            self.with(|gossip| gossip.pull_failed(relay));
+        }
+    }
+
+    /// Keeps a link to a relay, as long as it is a member.
+    fn keep(self: &Arc<Self>, identity: &Identity) {
+        if !locked(&self.kept).insert(identity.relay().clone()) {
+            return;
+        }
+        let (cluster, first) = (self.clone(), identity.clone());
+        self.spawn(async move {
+            cluster.keep_up(first.clone()).await;
+            locked(&cluster.kept).remove(first.relay());
+        });
+    }
+
+    async fn keep_up(self: &Arc<Self>, mut identity: Identity) {
+        let mut changes = self.peers.changes();
+        let mut failures = 0;
+        if self.peers.me().relay() > identity.relay() {
+            tokio::time::sleep(COURTESY).await;
+        }
+        loop {
+            changes.mark_unchanged();
+            if self.peers.get(identity.relay()).is_some() {
+                failures = 0;
+                // The relay's own end is never dropped before this task.
+                let _ = changes.changed().await;
+                continue;
+            }
+            match locked(&self.gossip).member(identity.relay()) {
+                Some(member) => identity = member.identity,
+                // Not a member (yet): gossip wanted to send it something, once.
+                None if failures > 0 => return,
+                None => {}
+            }
+            match self.peers.dial(identity.addr()).await {
+                Ok(link) => {
+                    self.serve(link);
+                    // Entering it is a change.
+                    let _ = tokio::time::timeout(FIRST_WAIT, changes.changed()).await;
+                }
+                Err(refusal) => {
+                    tracing::debug!(relay = %identity.relay(), %refusal, "cannot dial");
+                    failures += 1;
+                    let _ = tokio::time::timeout(back_off(failures), changes.changed()).await;
+                }
+            }
+        }
+    }
+
+    async fn seek(self: &Arc<Self>, address: &str) {
+        let mut changes = self.peers.changes();
+        let mut failures = 0;
+        let mut found: Option<RelayId> = None;
+        loop {
+            changes.mark_unchanged();
+            if found.as_ref().is_some_and(|relay| self.peers.get(relay).is_some()) {
+                failures = 0;
+                let _ = changes.changed().await;
+                continue;
+            }
+            for address in resolve(address).await {
+                if address == self.peers.me().addr() {
+                    continue;
+                }
+                match self.peers.dial(address).await {
+                    Ok(link) => {
+                        found = Some(link.relay().clone());
+                        self.serve(link);
+                        break;
+                    }
+                    Err(refusal) => tracing::debug!(%address, %refusal, "nobody to join"),
+                }
+            }
+            failures += 1;
+            tokio::time::sleep(back_off(failures)).await;
+        }
+    }
+
+    /// There is no cluster around this relay.
+    pub(crate) fn is_alone(&self) -> bool {
+        !self.joined.load(Ordering::Relaxed)
+    }
+
+    /// A link was made: its relay is worth meeting.
+    pub(crate) fn linked(self: &Arc<Self>, link: &PeerLink) {
+        self.joined.store(true, Ordering::Relaxed);
+        self.with(|gossip| gossip.meet(link.peer.clone()));
+    }
+
+    pub(crate) fn packet(self: &Arc<Self>, from: &RelayId, packet: &[u8]) {
+        if let Err(error) = self.with(|gossip| gossip.packet(from, packet)) {
+            tracing::warn!(peer = %from, %error, "a gossip packet was refused");
+        }
+    }
+
+    pub(crate) fn claim(self: &Arc<Self>, user: &UserId) {
+        self.with(|gossip| gossip.claim(user));
+    }
+
+    pub(crate) fn withdraw(self: &Arc<Self>, user: &UserId) {
+        self.with(|gossip| gossip.withdraw(user));
+    }
+
+    pub(crate) fn claims_since(&self, epoch: u64, since: u64) -> godwit_gossip::Pages {
+        locked(&self.gossip).claims_since(epoch, since)
+    }
+
+    /// The relay that holds the store of `region`, as far as is known.
+    pub(crate) fn store_of(&self, region: &RegionId) -> Option<RelayId> {
+        let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
+        stores.get(region)?.keys().next().cloned()
+    }
+
+    fn members(&self) -> Vec<godwit_gossip::Member> {
+        locked(&self.gossip).members()
+    }
+
+    /// How this relay is doing, as the others are told.
+    fn status(&self) -> Status {
+        *locked(&self.status)
+    }
+
+    pub(crate) fn set_status(self: &Arc<Self>, status: Status) {
+        *locked(&self.status) = status;
+        self.with(|gossip| gossip.set_status(status));
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        locked(&self.gossip).stats()
+    }
+
+    /// Tells the others that this relay goes, and ends its tasks.
+    pub(crate) async fn leave(self: &Arc<Self>) {
+        self.with(Gossip::leave);
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn back_off(failures: u32) -> Duration {
+    let wait = LONGEST_WAIT.min(FIRST_WAIT * 2u32.saturating_pow(failures.min(10)));
+    wait + wait.mul_f64(fastrand::f64() / 2.0)
+}
+
+async fn resolve(address: &str) -> Vec<SocketAddr> {
+    match tokio::net::lookup_host(address).await {
+        Ok(found) => found.collect(),
+        Err(error) => {
+            tracing::warn!(%address, %error, "cannot be resolved");
+            Vec::new()
+        }
+    }
+}

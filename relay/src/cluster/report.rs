@@ -1,0 +1,82 @@
+//! What an operator sees of a cluster, as one of its relays knows it. `godwit status` prints it.
+
+use super::Cluster;
+use godwit_gossip::Kind;
+use godwit_wire::RelayId;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub relay: RelayId,
+    /// All relays that are up, this one among them, by their ids.
+    pub members: Vec<MemberReport>,
+    /// Users claimed by this relay.
+    pub claims_own: usize,
+    /// Claims of the others that are known here.
+    pub claims_known: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub relay: RelayId,
+    pub region: String,
+    /// `store` or `edge`.
+    pub role: String,
+    pub address: SocketAddr,
+    /// `up`, or `draining`.
+    pub state: String,
+    /// Devices connected; none until it was told.
+    pub connections: Option<u32>,
+    pub cpu_permille: Option<u16>,
+    pub commit_micros: Option<u32>,
+    /// Of its store; changes when that was restored from a backup. None for an edge, and without a link.
+    pub generation: Option<u64>,
+    /// None for this relay itself, and for one without a link.
+    pub link: Option<LinkReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// The version of the protocol that both ends speak.
+    pub version: u16,
+    pub round_trip_micros: u64,
+    pub queued_bytes: usize,
+}
+
+impl Cluster {
+    pub(crate) fn report(&self) -> Report {
+        let me = self.peers.me();
+        let stats = self.stats();
+        let own = (me.clone(), Some(self.status()));
+        let others = self.members().into_iter().map(|member| (member.identity, member.status));
+        let mut members: Vec<_> = others
+            .chain([own])
+            .map(|(identity, status)| {
+                let link = self.peers.get(identity.relay());
+                MemberReport {
+                    relay: identity.relay().clone(),
+                    region: identity.relay().region().to_string(),
+                    role: match identity.kind() {
+                        Kind::Store => "store",
+                        Kind::Edge => "edge",
+                    }
+                    .to_owned(),
+                    address: identity.addr(),
+                    state: if status.is_some_and(|status| status.draining) { "draining" } else { "up" }.to_owned(),
+                    connections: status.map(|status| status.connections),
+                    cpu_permille: status.map(|status| status.cpu_permille),
+                    generation: link.as_ref().and_then(|link| link.generation),
+                    commit_micros: status.map(|status| status.commit_micros),
+                    link: link.map(|link| LinkReport {
+                        version: link.version,
+                        round_trip_micros: u64::try_from(link.connection.round_trip().as_micros()).unwrap_or(u64::MAX),
+                        queued_bytes: link.queued_bytes(),
+                    }),
+                }
+            })
+            .collect();
+        members.sort_by(|a, b| a.relay.as_str().cmp(b.relay.as_str()));
+        Report { relay: me.relay().clone(), members, claims_own: stats.claims_own, claims_known: stats.claims_known }
+    }
+}

@@ -1,0 +1,251 @@
+//! Links to other relays: one QUIC connection a pair, opened by whoever needs it first, with mutual TLS.
+//!
+//! A relay proves itself with a certificate of its region's issuer, and says in its hello which run of which relay it
+//! is, and which versions of the protocol it speaks. Of two links to one relay the better is kept, and both ends choose
+//! the same: the later run's, then the one that the relay with the smaller id opened.
+//!
+//! - [`frame`]: what travels on links
+//! - [`link`]: one link: requests, notes, bounded queues
+//! - [`serve`]: what a peer asks of this relay
+
+pub(crate) mod frame;
+pub(crate) mod link;
+mod serve;
+
+pub(crate) use link::{DeviceCredential, LinkError, PeerLink};
+pub(crate) use serve::serve;
+
+use crate::quic::Connection;
+use frame::{PeerAsk, PeerHello, PeerWelcome, VERSIONS};
+use godwit_certs::Identity as Certified;
+use godwit_certs::identity::peer;
+use godwit_gossip::{Identity, Versions};
+use godwit_wire::codec::{self, Decoded, FrameReader};
+use godwit_wire::{Clock, Code, RELAY_SERVER_NAME, Refusal, RelayId};
+use quinn::{ClientConfig, Endpoint, VarInt};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The ALPN of links between relays.
+pub(crate) const ALPN_PEER: &[u8] = b"godwit-peer/1";
+/// How long dialling and the hello may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Lanes that a peer may open; those of frames and room to spare.
+const PEER_LANES: u32 = 16;
+
+#[derive(Debug)]
+pub(crate) struct Peers {
+    /// Changes only if the cluster declared this run down by mistake.
+    me: RwLock<Identity>,
+    versions: Versions,
+    generation: Option<u64>,
+    clock: Clock,
+    endpoint: Endpoint,
+    /// Replaced by a reload.
+    dialling: RwLock<ClientConfig>,
+    links: RwLock<HashMap<RelayId, Arc<PeerLink>>>,
+    changed: watch::Sender<()>,
+}
+
+fn refused(why: impl Into<String>) -> Refusal {
+    Refusal::because(Code::Unauthenticated, why.into())
+}
+
+impl Peers {
+    pub(crate) fn new(
+        me: Identity,
+        generation: Option<u64>,
+        clock: Clock,
+        endpoint: Endpoint,
+        dialling: ClientConfig,
+    ) -> Self {
+        let (changed, _) = watch::channel(());
+        Self {
+            versions: me.versions(),
+            me: RwLock::new(me),
+            generation,
+            clock,
+            endpoint,
+            dialling: RwLock::new(dialling),
+            links: RwLock::default(),
+            changed,
+        }
+    }
+
+    pub(crate) fn me(&self) -> Identity {
+        self.me.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn renewed(&self, me: Identity) {
+        *self.me.write().unwrap_or_else(PoisonError::into_inner) = me;
+    }
+
+    pub(crate) fn dial_with(&self, config: ClientConfig) {
+        *self.dialling.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    pub(crate) fn get(&self, relay: &RelayId) -> Option<Arc<PeerLink>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).get(relay).cloned()
+    }
+
+    /// Hears whenever a link came or went.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Who is a member changed: routes may have.
+    pub(crate) fn touch(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// Enters a link, unless a better one is there.
+    fn enter(&self, link: &Arc<PeerLink>) -> bool {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        let preferred = self.me.read().unwrap_or_else(PoisonError::into_inner).relay() < link.relay();
+        if let Some(other) = links.get(link.relay()) {
+            let later = (link.peer.epoch(), link.dialled == preferred);
+            if later < (other.peer.epoch(), other.dialled == preferred) {
+                return false;
+            }
+            // The same end opened both: it lost the older one.
+            other.close(&Code::Replaced.into());
+        }
+        links.insert(link.relay().clone(), link.clone());
+        drop(links);
+        self.changed.send_replace(());
+        true
+    }
+
+    fn leave(&self, link: &Arc<PeerLink>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        if links.get(link.relay()).is_some_and(|current| Arc::ptr_eq(current, link)) {
+            links.remove(link.relay());
+        }
+        drop(links);
+        link.ended();
+        self.changed.send_replace(());
+    }
+
+    fn hello(&self) -> PeerHello {
+        PeerHello { identity: self.me(), generation: self.generation }
+    }
+
+    /// Which relay the other end of a connection is, by its certificate.
+    fn certified(&self, connection: &Connection) -> Result<RelayId, Refusal> {
+        match peer(&connection.certificates(), self.clock.now()).map_err(|error| error.refusal())?.identity {
+            Certified::Relay(relay) if relay == *self.me().relay() => Err(refused("a relay has no link to itself")),
+            Certified::Relay(relay) => Ok(relay),
+            _ => Err(refused("the certificate does not name a relay")),
+        }
+    }
+
+    fn link(
+        &self,
+        connection: &Connection,
+        relay: &RelayId,
+        hello: PeerHello,
+        dialled: bool,
+    ) -> Result<Arc<PeerLink>, Refusal> {
+        if hello.identity.relay() != relay {
+            return Err(refused(format!("the certificate names {relay}, the hello {}", hello.identity.relay())));
+        }
+        let version = self.versions.common(hello.identity.versions()).ok_or_else(|| {
+            let (ours, theirs) = (self.versions, hello.identity.versions());
+            let why =
+                format!("no common version: {}..{} here, {}..{} there", ours.min, ours.max, theirs.min, theirs.max);
+            Refusal::because(Code::Invalid, why)
+        })?;
+        // A client may open streams of neither kind before it is known to be a relay.
+        connection.0.set_max_concurrent_uni_streams(VarInt::from_u32(PEER_LANES));
+        Ok(PeerLink::new(connection.clone(), hello.identity, hello.generation, version, dialled))
+    }
+
+    /// Connects to whichever relay answers at `address`.
+    pub(crate) async fn dial(&self, address: SocketAddr) -> Result<Arc<PeerLink>, Refusal> {
+        let unreachable = |why: String| Refusal::because(Code::Unavailable, format!("{address}: {why}"));
+        let config = self.dialling.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let dialling = async {
+            let connecting = self.endpoint.connect_with(config, address, RELAY_SERVER_NAME);
+            let connection = connecting.map_err(|error| unreachable(error.to_string()))?;
+            let connection = Connection(connection.await.map_err(|error| unreachable(error.to_string()))?);
+            let greeted = self.greet(&connection).await;
+            if let Err(refusal) = &greeted {
+                connection.close(refusal);
+            }
+            greeted
+        };
+        tokio::time::timeout(PATIENCE, dialling).await.map_err(|_| unreachable("no answer".to_owned()))?
+    }
+
+    async fn greet(&self, connection: &Connection) -> Result<Arc<PeerLink>, Refusal> {
+        let gone = |_| refused("the relay ended the connection");
+        let relay = self.certified(connection)?;
+        let (mut send, mut receive) = connection.0.open_bi().await.map_err(gone)?;
+        let mut frame = Vec::new();
+        codec::encode_numbered(1, &PeerAsk::Hello(self.hello()), &mut frame)
+            .map_err(|_| refused("our hello is too large"))?;
+        send.write_all(&frame).await.map_err(|_| refused("the relay ended the connection"))?;
+        // It fails only if the stream has ended.
+        let _ = send.finish();
+        let mut reader = FrameReader::default();
+        loop {
+            if let Some(frame) = reader.next_frame().map_err(|error| refused(error.to_string()))? {
+                return match codec::decode_numbered(&frame) {
+                    Ok((_, Decoded::Frame(PeerWelcome::Hello(hello)))) => self.link(connection, &relay, hello, true),
+                    Ok((_, Decoded::Frame(PeerWelcome::Refused(refusal)))) => Err(refusal),
+                    _ => Err(refused("the relay's hello cannot be read")),
+                };
+            }
+            match receive.read_chunk(64 << 10, true).await {
+                Ok(Some(chunk)) => reader.push(&chunk.bytes),
+                Ok(None) => return Err(refused("the relay ended the stream")),
+                Err(_) => {
+                    // Its reason says more.
+                    let reason = connection.0.closed().await;
+                    return Err(refused(reason.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Takes the hello of a peer that connected.
+    pub(crate) async fn accept(&self, connection: &Connection) -> Result<Arc<PeerLink>, Refusal> {
+        let relay = self.certified(connection)?;
+        let greeting = async {
+            let gone = |_| refused("no hello came");
+            let (mut receive, mut send) = connection.accept_lane().await.map_err(gone)?;
+            let mut reader = FrameReader::default();
+            let hello = loop {
+                if let Some(frame) = reader.next_frame().map_err(|error| refused(error.to_string()))? {
+                    match codec::decode_numbered(&frame) {
+                        Ok((_, Decoded::Frame(PeerAsk::Hello(hello)))) => break hello,
+                        _ => return Err(Refusal::because(Code::Malformed, "the first request must be a hello")),
+                    }
+                }
+                match receive.read().await.map_err(gone)? {
+                    Some(bytes) => reader.push(&bytes),
+                    None => return Err(refused("no hello came")),
+                }
+            };
+            let link = self.link(connection, &relay, hello, false);
+            let answer = match &link {
+                Ok(_) => PeerWelcome::Hello(self.hello()),
+                Err(refusal) => PeerWelcome::Refused(refusal.clone()),
+            };
+            let mut frame = Vec::new();
+            codec::encode_numbered(1, &answer, &mut frame).map_err(|_| refused("our hello is too large"))?;
+            send.write(&mut [frame.into()]).await.map_err(gone)?;
+            send.finish();
+            link
+        };
+        tokio::time::timeout(PATIENCE, greeting).await.map_err(|_| refused("no hello came"))?
+    }
+}
+
+/// This build's identity of a relay.
+pub(crate) fn identity(relay: RelayId, address: SocketAddr, epoch: u64, kind: godwit_gossip::Kind) -> Identity {
+    Identity::new(relay, address, epoch, VERSIONS, kind)
+}

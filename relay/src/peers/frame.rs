@@ -1,0 +1,213 @@
+//! What relays say to each other. Devices never see these frames.
+//!
+//! Frames travel on a few lanes each way, a chat always on the same one, so what concerns a chat keeps its order. A
+//! frame with a number other than 0 is a request, and its reply carries the number. What is large or slow goes on a
+//! stream of its own ([`PeerAsk`]). Variants are added at the end only; a relay answers a request that it does not know
+//! with [`PeerFrame::Unsupported`], and passes over a note.
+
+use bytes::Bytes;
+use godwit_core::Outcome;
+use godwit_gossip::{Identity, Versions};
+use godwit_wire::bounded;
+use godwit_wire::codec::Frame;
+use godwit_wire::frame::{Ack, Credential, EnrolRequest, Request};
+use godwit_wire::{ChatId, DeviceId, Refusal, Ticket, limits};
+use serde::{Deserialize, Serialize};
+
+/// The versions of this protocol that this build speaks: the newest, and the one before it.
+pub(crate) const VERSIONS: Versions = Versions { min: 1, max: 1 };
+
+/// Numbered requests in one frame.
+pub(crate) const COMMANDS: usize = 1024;
+/// Bytes of their contents in one frame; one more request may follow.
+pub(crate) const COMMANDS_BYTES: usize = 512 << 10;
+/// Devices named in one push.
+pub(crate) const PUSHED: usize = 4096;
+/// Bytes of one frame between relays.
+pub(crate) const FRAME_BYTES: usize = 2 << 20;
+
+/// The first request on a link, each way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PeerHello {
+    pub(crate) identity: Identity,
+    /// Of the store that the relay holds; none for an edge. Changes when it was restored from a backup.
+    pub(crate) generation: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PeerFrame {
+    /// To a request of a kind that the relay does not know.
+    Unsupported,
+    Done,
+    Refused(Refusal),
+    /// To [`PeerFrame::Commands`], one each in their order.
+    Outcomes(#[serde(deserialize_with = "bounded::list::<_, _, COMMANDS>")] Vec<Outcome>),
+    /// To [`PeerFrame::Attach`].
+    Attached {
+        generation: u64,
+    },
+    /// The relay holds this device's connection, and may act for it. Answered once; good until the ticket or the link
+    /// ends.
+    Authorize {
+        #[serde(deserialize_with = "bounded::list::<_, _, 4>")]
+        certificate: Vec<Credential>,
+        ticket: Ticket,
+    },
+    /// The device is connected here under this epoch: send it what comes, and what it missed.
+    Attach {
+        device: DeviceId,
+        epoch: u64,
+        /// It was attached before on the same connection: an older one than any that was not.
+        again: bool,
+    },
+    /// It is not any more.
+    Detach {
+        device: DeviceId,
+        epoch: u64,
+    },
+    /// A device's numbered requests, in its order.
+    Commands {
+        device: DeviceId,
+        #[serde(deserialize_with = "bounded::list::<_, _, COMMANDS>")]
+        requests: Vec<Request>,
+    },
+    /// What the device took on the connection of this epoch.
+    Acks {
+        device: DeviceId,
+        epoch: u64,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::ACKS }>")]
+        acks: Vec<Ack>,
+    },
+    /// An event for devices that are connected to the relay which gets this.
+    Push {
+        #[serde(deserialize_with = "bounded::list::<_, _, PUSHED>")]
+        devices: Vec<DeviceId>,
+        chat: ChatId,
+        /// A frame as devices get it, with its length.
+        #[serde(deserialize_with = "bounded::bytes::<_, { limits::FRAME_BYTES + 4 }>")]
+        event: Bytes,
+    },
+    /// The device's connection is to be ended: of the epoch named, or, without one, of every enrolment up to this.
+    Close {
+        device: DeviceId,
+        epoch: Option<u64>,
+        enrolment: u32,
+        refusal: Refusal,
+    },
+}
+
+impl Frame for PeerFrame {
+    const KINDS: u32 = 12;
+    const LIMIT: usize = FRAME_BYTES;
+}
+
+impl PeerFrame {
+    pub(crate) fn is_reply(&self) -> bool {
+        matches!(self, Self::Unsupported | Self::Done | Self::Refused(_) | Self::Outcomes(_) | Self::Attached { .. })
+    }
+}
+
+/// A request on a stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PeerAsk {
+    Hello(PeerHello),
+    /// A device's request that is not numbered. Answered with a device's reply.
+    Device {
+        device: DeviceId,
+        request: Request,
+    },
+    /// Answered with a device's reply.
+    Enrol(EnrolRequest),
+    /// The claims of the relay that is asked. Answered with pages.
+    Claims {
+        epoch: u64,
+        since: u64,
+    },
+}
+
+impl Frame for PeerAsk {
+    const KINDS: u32 = 4;
+}
+
+/// The answer to a [`PeerAsk::Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PeerWelcome {
+    Hello(PeerHello),
+    Refused(Refusal),
+}
+
+impl Frame for PeerWelcome {
+    const KINDS: u32 = 2;
+}
+
+/// A page of claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PeerPage {
+    Claims(godwit_gossip::ClaimsPage),
+}
+
+impl Frame for PeerPage {
+    const KINDS: u32 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_wire::Seq;
+    use godwit_wire::codec::{self, Decoded};
+
+    fn sample() -> Vec<PeerFrame> {
+        let device: DeviceId = "alice@eu/phone".parse().unwrap();
+        let chat = ChatId::direct(&"alice@eu".parse().unwrap(), &"bob@us".parse().unwrap());
+        let refusal = Refusal::from(godwit_wire::Code::Revoked);
+        let ticket = Ticket { expires: godwit_wire::UnixMillis(5), signature: Bytes::from_static(&[7; 64]) };
+        vec![
+            PeerFrame::Unsupported,
+            PeerFrame::Done,
+            PeerFrame::Refused(refusal.clone()),
+            PeerFrame::Outcomes(vec![Outcome::Refused(refusal.clone())]),
+            PeerFrame::Attached { generation: 3 },
+            PeerFrame::Authorize { certificate: vec![Credential(Bytes::from_static(b"leaf"))], ticket },
+            PeerFrame::Attach { device: device.clone(), epoch: 1, again: false },
+            PeerFrame::Detach { device: device.clone(), epoch: 1 },
+            PeerFrame::Commands { device: device.clone(), requests: vec![Request::GetChat { chat: chat.clone() }] },
+            PeerFrame::Acks {
+                device: device.clone(),
+                epoch: 1,
+                acks: vec![Ack { chat: chat.clone(), up_to: Seq::FIRST }],
+            },
+            PeerFrame::Push { devices: vec![device.clone()], chat, event: Bytes::from_static(b"event") },
+            PeerFrame::Close { device, epoch: None, enrolment: 1, refusal },
+        ]
+    }
+
+    #[test]
+    fn every_frame_comes_back_and_none_is_forgotten() {
+        for (kind, frame) in sample().into_iter().enumerate() {
+            let mut bytes = Vec::new();
+            codec::encode_numbered(9, &frame, &mut bytes).unwrap();
+            // Number, then the variant: a position that never changes.
+            assert_eq!(usize::from(bytes[5]), kind);
+            assert_eq!(codec::decode_numbered(&bytes[4..]), Ok((9, Decoded::Frame(frame))));
+        }
+        assert_eq!(sample().len(), PeerFrame::KINDS as usize);
+    }
+
+    #[test]
+    fn damaged_frames_never_panic() {
+        for frame in sample() {
+            let mut bytes = Vec::new();
+            codec::encode_numbered(9, &frame, &mut bytes).unwrap();
+            for at in 4..bytes.len() {
+                for with in [0, 1, 0x7f, 0xff] {
+                    let mut damaged = bytes.clone();
+                    damaged[at] = with;
+                    // What it reads as does not matter.
+                    let _ = codec::decode_numbered::<PeerFrame>(&damaged[4..]);
+                    let _ = codec::decode_numbered::<PeerAsk>(&damaged[4..]);
+                    let _ = codec::decode_numbered::<PeerFrame>(&damaged[4..at]);
+                }
+            }
+        }
+    }
+}

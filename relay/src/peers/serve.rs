@@ -1,0 +1,285 @@
+//! What a peer asks of this relay, from its link's first frame to its last.
+//!
+//! Nothing a peer says about a device is believed without the device's ticket; the one exception is what this relay
+//! itself asked for. A frame that cannot be read ends the link.
+
+use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage};
+use super::link::PeerLink;
+use crate::edge::{Edge, Link};
+use crate::owner::Owner;
+use bytes::Bytes;
+use godwit_core::{Command, Sender};
+use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
+use godwit_wire::frame::{EnrolRequest, Reply};
+use godwit_wire::{Code, DeviceId, Refusal, Ticket};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinSet;
+
+/// Requests on streams of their own that are answered at the same time.
+const ASKS: usize = 256;
+
+/// Serves a link to its end.
+pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
+    if !edge.router.peers.enter(&link) {
+        link.close(&Code::Replaced.into());
+        return;
+    }
+    tracing::info!(peer = %link.relay(), "linked");
+    edge.router.cluster.linked(&link);
+    let served = Arc::new(Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default() });
+    let result = served.run().await;
+    if let Err(refusal) = &result {
+        edge.metrics.malformed.inc();
+        tracing::warn!(peer = %link.relay(), %refusal, "a link was ended");
+        link.close(refusal);
+    }
+    edge.router.peers.leave(&link);
+    let attached = std::mem::take(&mut *served.attached.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some(owner) = &edge.router.owner {
+        for device in attached.into_values() {
+            owner.fanout.detached(device).await;
+        }
+    }
+    tracing::info!(peer = %link.relay(), "the link ended");
+}
+
+struct Served {
+    edge: Arc<Edge>,
+    link: Arc<PeerLink>,
+    /// Devices connected to the peer that are served from here.
+    attached: Mutex<HashMap<DeviceId, Arc<Link>>>,
+}
+
+fn malformed(error: impl ToString) -> Refusal {
+    Refusal::because(Code::Malformed, error.to_string())
+}
+
+impl Served {
+    async fn run(self: &Arc<Self>) -> Result<(), Refusal> {
+        let connection = &self.link.connection;
+        let (mut lanes, mut asks) = (JoinSet::new(), JoinSet::new());
+        loop {
+            tokio::select! {
+                () = connection.closed() => return Ok(()),
+                lane = connection.0.accept_uni() => match lane {
+                    Ok(lane) => drop(lanes.spawn(self.clone().lane(lane))),
+                    Err(_) => return Ok(()),
+                },
+                ask = connection.accept_lane(), if asks.len() < ASKS => match ask {
+                    Ok((receive, send)) => drop(asks.spawn(self.clone().ask(receive, send))),
+                    Err(_) => return Ok(()),
+                },
+                packet = connection.0.read_datagram() => match packet {
+                    Ok(packet) => self.edge.router.cluster.packet(self.link.relay(), &packet),
+                    Err(_) => return Ok(()),
+                },
+                Some(ended) = lanes.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
+                Some(ended) = asks.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
+            }
+        }
+    }
+
+    async fn lane(self: Arc<Self>, mut receive: quinn::RecvStream) -> Result<(), Refusal> {
+        let mut reader = FrameReader::with_limit(FRAME_BYTES);
+        loop {
+            while let Some(frame) = reader.next_frame().map_err(malformed)? {
+                let (number, decoded) = codec::decode_numbered::<PeerFrame>(&frame).map_err(malformed)?;
+                match decoded {
+                    Decoded::Frame(frame) if frame.is_reply() => self.link.answered(number, frame),
+                    Decoded::Frame(frame) => self.frame(number, frame).await,
+                    // A note that is not known asks for nothing.
+                    Decoded::Unknown { .. } if number == 0 => {}
+                    Decoded::Unknown { .. } => self.link.reply(number, None, &PeerFrame::Unsupported),
+                }
+            }
+            match receive.read_chunk(64 << 10, true).await {
+                Ok(Some(chunk)) => reader.push(&chunk.bytes),
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    async fn frame(self: &Arc<Self>, number: u32, frame: PeerFrame) {
+        let reply = match frame {
+            PeerFrame::Authorize { certificate, ticket } => {
+                self.authorize(&certificate, &ticket).map(|()| PeerFrame::Done)
+            }
+            PeerFrame::Attach { device, epoch, again } => {
+                // Behind nothing else: it may wait for the store.
+                let served = self.clone();
+                tokio::spawn(async move {
+                    let reply = served.attach(&device, epoch, again).await.unwrap_or_else(PeerFrame::Refused);
+                    served.link.reply(number, None, &reply);
+                });
+                return;
+            }
+            PeerFrame::Commands { device, requests } => match self.commands(number, &device, requests).await {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
+            PeerFrame::Detach { device, epoch } => return self.detach(&device, epoch).await,
+            PeerFrame::Acks { device, epoch, acks } => {
+                if let (Ok(owner), Some(link)) = (self.owner(), self.attached(&device, epoch)) {
+                    owner.fanout.acknowledged(link, acks).await;
+                }
+                return;
+            }
+            PeerFrame::Push { devices, chat, event } => {
+                for device in devices {
+                    // Who may push to whom: the home of the chat, and the home of the device's user.
+                    let region = self.link.relay().region();
+                    if region == *chat.home() || region == device.home() {
+                        self.edge.registry.push(&device, &chat, event.clone());
+                    }
+                }
+                return;
+            }
+            PeerFrame::Close { device, epoch, enrolment, refusal } => {
+                if self.link.relay().region() == device.home() {
+                    self.edge.registry.close(&device, epoch, enrolment, &refusal);
+                }
+                return;
+            }
+            PeerFrame::Unsupported
+            | PeerFrame::Done
+            | PeerFrame::Refused(_)
+            | PeerFrame::Outcomes(_)
+            | PeerFrame::Attached { .. } => return,
+        };
+        if number != 0 {
+            self.link.reply(number, None, &reply.unwrap_or_else(PeerFrame::Refused));
+        }
+    }
+
+    fn owner(&self) -> Result<&Owner, Refusal> {
+        self.edge.router.owner.as_ref().ok_or_else(|| Code::NotOwner.into())
+    }
+
+    /// A device for which the peer may act, as its ticket says.
+    fn sender(&self, device: &DeviceId) -> Result<Sender, Refusal> {
+        let enrolment = self.link.may_act(device, self.edge.clock.now())?;
+        Ok(Sender { device: device.clone(), enrolment })
+    }
+
+    fn authorize(&self, certificate: &[godwit_wire::frame::Credential], ticket: &Ticket) -> Result<(), Refusal> {
+        let chain: Vec<_> = certificate.iter().map(|one| one.0.to_vec().into()).collect();
+        let now = self.edge.clock.now();
+        let attached = self.edge.chains.ticket(&chain, self.link.relay(), ticket, now);
+        let attached = attached.map_err(|error| Refusal::because(Code::Unauthenticated, error.to_string()))?;
+        self.link.authorized(attached);
+        Ok(())
+    }
+
+    async fn attach(self: &Arc<Self>, device: &DeviceId, epoch: u64, again: bool) -> Result<PeerFrame, Refusal> {
+        let (owner, sender) = (self.owner()?, self.sender(device)?);
+        if device.home() != owner.region {
+            return Err(Code::NotOwner.into());
+        }
+        owner.admit(&sender).await?;
+        let link = self.edge.registry.remote(sender.clone(), self.link.clone(), epoch, again);
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).insert(device.clone(), link.clone());
+        owner.fanout.attached(link).await;
+        // Once more: a revocation between the first look and fan-out would find nobody to shut out.
+        owner.admit(&sender).await?;
+        Ok(PeerFrame::Attached { generation: owner.store.generation() })
+    }
+
+    fn attached(&self, device: &DeviceId, epoch: u64) -> Option<Arc<Link>> {
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.get(device).filter(|link| link.remote_epoch() == Some(epoch)).cloned()
+    }
+
+    async fn detach(&self, device: &DeviceId, epoch: u64) {
+        let Some(link) = self.attached(device, epoch) else { return };
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).remove(device);
+        self.link.forget(device);
+        if let Ok(owner) = self.owner() {
+            owner.fanout.detached(link).await;
+        }
+    }
+
+    /// Queues a device's requests in their order, and answers once they are durable.
+    async fn commands(
+        self: &Arc<Self>,
+        number: u32,
+        device: &DeviceId,
+        requests: Vec<godwit_wire::frame::Request>,
+    ) -> Result<(), Refusal> {
+        let (owner, sender) = (self.owner()?, self.sender(device)?);
+        let mut commands = Vec::with_capacity(requests.len());
+        for request in requests {
+            let command = Command::from_request(&sender, request).map_err(|_| malformed("not a numbered request"))?;
+            if *command.stamp.chat.home() != owner.region {
+                return Err(Code::NotOwner.into());
+            }
+            commands.push(command);
+        }
+        let Some(chat) = commands.first().map(|command| command.stamp.chat.clone()) else {
+            return Err(malformed("no requests"));
+        };
+        let outcomes = owner.store.submit(commands).await?;
+        let link = self.link.clone();
+        tokio::spawn(async move {
+            let reply = outcomes.await.map_or_else(PeerFrame::Refused, PeerFrame::Outcomes);
+            link.reply(number, Some(&chat), &reply);
+        });
+        Ok(())
+    }
+
+    async fn ask(
+        self: Arc<Self>,
+        mut receive: crate::quic::LaneIn,
+        mut send: crate::quic::LaneOut,
+    ) -> Result<(), Refusal> {
+        let mut reader = FrameReader::default();
+        let ask = loop {
+            if let Some(frame) = reader.next_frame().map_err(malformed)? {
+                match codec::decode_numbered(&frame).map_err(malformed)?.1 {
+                    Decoded::Frame(ask) => break ask,
+                    // The stream's end says that there is no answer.
+                    Decoded::Unknown { .. } => return Ok(()),
+                }
+            }
+            match receive.read().await {
+                Ok(Some(bytes)) => reader.push(&bytes),
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        };
+        let written = match ask {
+            PeerAsk::Hello(_) => return Err(malformed("a second hello")),
+            PeerAsk::Device { device, request } => {
+                let answer = async { self.owner()?.answer(&self.sender(&device)?, request).await };
+                write(&mut send, &answer.await.unwrap_or_else(Reply::Refused)).await
+            }
+            PeerAsk::Enrol(EnrolRequest::Enrol { token, csr }) => {
+                let answer = async { self.owner()?.enrol(&token, csr).await };
+                let reply = answer.await.map_or_else(Reply::Refused, Reply::Certificate);
+                write(&mut send, &reply).await
+            }
+            PeerAsk::Claims { epoch, since } => {
+                let mut written = Ok(());
+                for page in self.edge.router.cluster.claims_since(epoch, since) {
+                    written = write(&mut send, &PeerPage::Claims(page)).await;
+                    if written.is_err() {
+                        break;
+                    }
+                }
+                written
+            }
+        };
+        if written.is_ok() {
+            send.finish();
+        }
+        Ok(())
+    }
+}
+
+async fn write(send: &mut crate::quic::LaneOut, frame: &impl Frame) -> Result<(), crate::quic::Gone> {
+    let mut bytes = Vec::new();
+    codec::encode_numbered(1, frame, &mut bytes).map_err(|error| {
+        tracing::error!(%error, "an answer to a peer is too large");
+        crate::quic::Gone
+    })?;
+    send.write(&mut [Bytes::from(bytes)]).await
+}

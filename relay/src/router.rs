@@ -1,0 +1,70 @@
+//! Where a request belongs: the relay that decides for a user or chat, as their id says.
+//!
+//! With redb one relay of a region holds its store and decides for all its users and chats. Where a region's relays
+//! share a store, the owner will be found by the id itself; callers ask with it already.
+
+use crate::cluster::Cluster;
+use crate::owner::Owner;
+use crate::peers::{PeerLink, Peers};
+use godwit_wire::{Code, DeviceId, Refusal, RegionId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// When a client should try again if nobody decides for a region now.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Router {
+    pub(crate) region: RegionId,
+    /// None at an edge.
+    pub(crate) owner: Option<Owner>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) peers: Arc<Peers>,
+}
+
+/// Who decides.
+#[derive(Debug)]
+pub(crate) enum Route<'a> {
+    Here(&'a Owner),
+    There(Arc<PeerLink>),
+    /// Nobody who can be reached now.
+    Away,
+    /// This relay stands alone, and the home is another region.
+    Nowhere,
+}
+
+impl Router {
+    pub(crate) fn route(&self, home: &RegionId) -> Route<'_> {
+        match &self.owner {
+            Some(owner) if *home == self.region => Route::Here(owner),
+            _ => match self.cluster.store_of(home).and_then(|relay| self.peers.get(&relay)) {
+                Some(link) => Route::There(link),
+                None if self.cluster.is_alone() => Route::Nowhere,
+                None => Route::Away,
+            },
+        }
+    }
+
+    /// This relay, if it decides for `home`.
+    pub(crate) fn owner_of(&self, home: &RegionId) -> Option<&Owner> {
+        self.owner.as_ref().filter(|_| *home == self.region)
+    }
+
+    /// Hears whenever a route may have changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.peers.changes()
+    }
+}
+
+/// How a client hears that nobody decides for a region now.
+pub(crate) fn away(home: &RegionId) -> Refusal {
+    let why = format!("no relay that holds the store of region {home} can be reached");
+    Refusal::retry(Code::Unavailable, RETRY_AFTER).explained(&why)
+}
+
+/// How a device hears that it belongs elsewhere.
+pub(crate) fn nowhere(device: &DeviceId) -> Refusal {
+    let why = format!("{device} belongs to region {}, which this relay knows nothing of", device.home());
+    Refusal::because(Code::WrongDevice, why)
+}

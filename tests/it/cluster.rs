@@ -1,0 +1,136 @@
+//! Several relays that act as one.
+
+use anyhow::{Context, Result, ensure};
+use godwit_certs::tls::{self, Crypto};
+use godwit_client::{ChatId, Client, ConnectionState, Content, Event, EventStream, MessageState};
+use godwit_tests::cluster::Cluster;
+use godwit_tests::lab::PATIENCE;
+use godwit_tests::process;
+use godwit_tests::wire::{self, Wire, close_reason};
+use godwit_wire::frame::{Ack, Event as Pushed, Options, Request};
+use godwit_wire::{ALPN_DEVICE, Code};
+use std::time::{Duration, Instant};
+
+async fn texts(client: &Client, events: &mut EventStream, count: usize) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    while texts.len() < count {
+        let next = tokio::time::timeout(PATIENCE, events.next()).await.context("no event")?;
+        let next = next.context("the stream ended")??;
+        client.acknowledge(&next)?;
+        if let Event::MessageReceived { message, .. } = next.event {
+            texts.push(message.content.as_text().unwrap_or_default().to_owned());
+        }
+    }
+    Ok(texts)
+}
+
+async fn send(client: &Client, chat: &ChatId, numbers: std::ops::Range<usize>, state: MessageState) -> Result<()> {
+    let contents = numbers.map(|n| Content::text(n.to_string())).collect();
+    let ids = client.send_many(chat, contents)?;
+    client.wait_for(*ids.last().context("sent")?, state, PATIENCE).await?;
+    Ok(())
+}
+
+fn numbered(texts: &[String], from: usize) -> Result<()> {
+    let right = texts.iter().zip(from..).all(|(text, n)| *text == n.to_string());
+    ensure!(right, "out of order: {texts:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_carries_devices_of_its_region() -> Result<()> {
+    let cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge")]).await?;
+    // Enrolled and connected at the edge, which holds no store.
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@eu/phone", &["eu/eu-1"]).await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    send(&alice, &chat, 0..300, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut bob.events()?, 300).await?, 0)?;
+    send(&bob, &chat, 0..300, MessageState::Delivered).await?;
+    numbered(&texts(&alice, &mut alice.events()?, 300).await?, 0)?;
+    let at_the_store = cluster.metric("eu/eu-1", "godwit_connections");
+    ensure!(at_the_store < 1.5, "bob alone is at the store, not {at_the_store}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_comes_back_serves_the_devices_of_its_edges_on() -> Result<()> {
+    let mut cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge")]).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@eu/phone", &["eu/eu-2"]).await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    send(&alice, &chat, 0..50, MessageState::Delivered).await?;
+    let mut heard = bob.events()?;
+    numbered(&texts(&bob, &mut heard, 50).await?, 0)?;
+    cluster.down("eu/eu-1").await;
+    let ids = alice.send_many(&chat, (50..100).map(|n| Content::text(n.to_string())).collect())?;
+    cluster.up("eu/eu-1").await?;
+    alice.wait_for(*ids.last().context("sent")?, MessageState::Delivered, PATIENCE).await?;
+    numbered(&texts(&bob, &mut heard, 50).await?, 50)?;
+    ensure!(matches!(alice.connection_state(), ConnectionState::Connected(_)), "the edge kept its devices");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_comes_back_has_its_devices_again() -> Result<()> {
+    let mut cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge")]).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@eu/phone", &["eu/eu-2"]).await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let mut heard = bob.events()?;
+    send(&alice, &chat, 0..50, MessageState::Sent).await?;
+    cluster.down("eu/eu-2").await;
+    send(&alice, &chat, 50..100, MessageState::Sent).await?;
+    cluster.up("eu/eu-2").await?;
+    send(&alice, &chat, 100..150, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut heard, 150).await?, 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_moves_between_relays_of_its_region() -> Result<()> {
+    let cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge"), ("eu/eu-3", "edge")]).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let credential = cluster.enrol("bob@eu/phone", "eu/eu-2").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let mut before: Option<Wire> = None;
+    for (turn, at) in ["eu/eu-2", "eu/eu-3", "eu/eu-1", "eu/eu-2"].into_iter().enumerate() {
+        let mut bob = cluster.connect(credential.clone(), at).await?;
+        if let Some(before) = before {
+            let reason = close_reason(&before.connection).await?;
+            ensure!(reason.code == Code::Replaced, "{at}: the older connection is ended: {reason}");
+        }
+        let id = alice.send(&chat, Content::text(turn.to_string()))?;
+        let sent = alice.wait_for(id, MessageState::Sent, PATIENCE).await?.seq.context("a seq")?;
+        loop {
+            if let Pushed::Entry { entry, .. } = bob.event().await?
+                && entry.seq == sent
+            {
+                break;
+            }
+        }
+        bob.ask(&Request::Ack(vec![Ack { chat: chat.clone(), up_to: sent }])).await?;
+        alice.wait_for(id, MessageState::Delivered, PATIENCE).await?;
+        before = Some(bob);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_out_at_an_edge_too() -> Result<()> {
+    let cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge")]).await?;
+    let credential = cluster.enrol("alice@eu/phone", "eu/eu-2").await?;
+    let alice = cluster.connect(credential.clone(), "eu/eu-2").await?;
+    let admin = cluster.relay("eu/eu-1").admin.to_string();
+    let revoke = move || process::succeed("godwit", &["revoke", "--admin", &admin, "alice@eu/phone"]);
+    tokio::task::spawn_blocking(revoke).await??;
+    let begun = Instant::now();
+    let reason = close_reason(&alice.connection).await?;
+    ensure!(reason.code == Code::Revoked && begun.elapsed() < Duration::from_secs(5), "{reason}");
+    let tls = tls::client(&Crypto::system(), &cluster.root()?, Some(credential.clone()), ALPN_DEVICE)?;
+    let again = wire::dial(cluster.address("eu/eu-2"), tls).await?;
+    let options = Options::with_ticket(&wire::ticket(&again, &credential)?);
+    ensure!(Wire::hello_with(again.clone(), options).await.is_err(), "a later connection");
+    let reason = close_reason(&again).await?;
+    ensure!(reason.code == Code::Revoked, "at a later connection: {reason}");
+    Ok(())
+}

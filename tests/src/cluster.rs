@@ -1,0 +1,160 @@
+//! Several relays in this process, with one authority.
+
+use crate::lab::PATIENCE;
+use crate::wire::{self, Wire};
+use anyhow::{Context, Result};
+use godwit_certs::DeviceKey;
+use godwit_certs::authority::Credential;
+use godwit_certs::folder::AuthorityDir;
+use godwit_certs::tls::Crypto;
+use godwit_client::{Client, ClientOptions, EnrolOptions};
+use godwit_relay::config::Layers;
+use godwit_relay::{Config, Relay};
+use godwit_wire::{Clock, DeviceId, RelayId};
+use rustls::pki_types::CertificateDer;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Relays by their ids.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    pub authority: AuthorityDir,
+    members: BTreeMap<String, Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    config: Config,
+    relay: Option<Relay>,
+}
+
+impl Cluster {
+    /// Starts relays, each given as its id and role, and waits until they know each other.
+    pub async fn start(relays: &[(&str, &str)]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let authority = AuthorityDir::new(folder.path().join("certs"));
+        let now = Clock::system().now();
+        let mut cluster = Self { folder, authority, members: BTreeMap::new() };
+        for (id, role) in relays {
+            let relay: RelayId = id.parse()?;
+            if !cluster.authority.path().join(relay.region().as_str()).exists() {
+                cluster.authority.init(&relay.region(), now)?;
+            }
+            let certs = cluster.authority.relay(&relay, now)?;
+            let join: Vec<String> = cluster.members.values().map(|member| member.config.listen.to_string()).collect();
+            let mut layers = Layers::default();
+            layers.flag("test", "listen", "127.0.0.1:0")?;
+            layers.flag("test", "admin", "127.0.0.1:0")?;
+            layers.flag("test", "certs", &certs.path().to_string_lossy())?;
+            layers.flag("test", "data", &cluster.folder.path().join(id).to_string_lossy())?;
+            layers.flag("test", "cluster.role", role)?;
+            layers.flag("test", "cluster.network", "lan")?;
+            layers.flag("test", "cluster.join", &join.join(","))?;
+            let config = layers.config()?;
+            cluster.members.insert((*id).to_owned(), Member { config, relay: None });
+            cluster.up(id).await?;
+        }
+        cluster.meet().await?;
+        Ok(cluster)
+    }
+
+    /// Starts a relay, on the address it had before.
+    pub async fn up(&mut self, id: &str) -> Result<()> {
+        let member = self.members.get_mut(id).context("a relay of this cluster")?;
+        let relay = Relay::start(&member.config, &Crypto::system()).await?;
+        member.config.listen = relay.quic;
+        member.relay = Some(relay);
+        Ok(())
+    }
+
+    /// Stops a relay in order.
+    pub async fn down(&mut self, id: &str) {
+        if let Some(relay) = self.members.get_mut(id).and_then(|member| member.relay.take()) {
+            relay.stop().await;
+        }
+    }
+
+    pub fn relay(&self, id: &str) -> &Relay {
+        self.members.get(id).and_then(|member| member.relay.as_ref()).expect("the relay is up")
+    }
+
+    pub fn address(&self, id: &str) -> SocketAddr {
+        self.members[id].config.listen
+    }
+
+    /// Waits until every relay that is up knows exactly those, and has links to them.
+    pub async fn meet(&self) -> Result<()> {
+        let up: Vec<&Relay> = self.members.values().filter_map(|member| member.relay.as_ref()).collect();
+        let met = || {
+            up.iter().all(|relay| {
+                let members = relay.cluster().members;
+                let linked = members.iter().filter(|member| member.link.is_some()).count();
+                members.len() == up.len() && linked == up.len() - 1
+            })
+        };
+        until("the relays to know each other", met).await
+    }
+
+    pub fn root(&self) -> Result<CertificateDer<'static>> {
+        Ok(godwit_certs::folder::read_certificate(&self.authority.root_certificate_path())?)
+    }
+
+    pub fn token(&self, device: &DeviceId) -> Result<String> {
+        Ok(self.authority.token(device, Duration::from_mins(10), Clock::system().now())?)
+    }
+
+    /// Enrols a device for raw sessions, at the relay `at`.
+    pub async fn enrol(&self, device: &str, at: &str) -> Result<Credential> {
+        let device: DeviceId = device.parse()?;
+        let key = DeviceKey::generate()?;
+        let csr = key.request(&device)?;
+        let chain = wire::ask_certificate(self.address(at), &self.root()?, self.token(&device)?, csr).await?;
+        Ok(key.credential(chain?))
+    }
+
+    /// A raw session of a device at the relay `at`.
+    pub async fn connect(&self, credential: Credential, at: &str) -> Result<Wire> {
+        Wire::connect(self.address(at), &self.root()?, credential).await
+    }
+
+    pub fn home(&self, device: &str) -> PathBuf {
+        self.folder.path().join(device.replace(['@', '/'], "-"))
+    }
+
+    /// A newly enrolled device with the client library, that knows the relays `at`.
+    pub async fn client(&self, device: &str, at: &[&str]) -> Result<Client> {
+        let id: DeviceId = device.parse()?;
+        let options = EnrolOptions {
+            home: self.home(device),
+            relays: at.iter().map(|id| self.address(id).to_string()).collect(),
+            authority_pem: std::fs::read_to_string(self.authority.root_certificate_path())?,
+            token: self.token(&id)?,
+        };
+        godwit_client::enrol(options).await?;
+        let client = Client::open(ClientOptions::new(self.home(device)))?;
+        client.wait_synced(PATIENCE).await?;
+        Ok(client)
+    }
+
+    /// The value of a relay's metric.
+    pub fn metric(&self, id: &str, name: &str) -> f64 {
+        let text = self.relay(id).metrics().render();
+        wire::metric(&text, name).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
+    }
+}
+
+/// Waits for a condition.
+pub async fn until(what: &str, condition: impl Fn() -> bool) -> Result<()> {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("waited in vain for {what}"))
+}
