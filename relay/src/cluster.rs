@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 /// Waits between attempts to dial a relay: doubled each time, and up to half of it more at random.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// The relay with the larger id lets the other one dial first.
 const COURTESY: Duration = Duration::from_millis(500);
 
@@ -284,6 +284,20 @@ impl Cluster {
 
     pub(crate) fn withdraw(self: &Arc<Self>, user: &UserId) {
         self.with(|gossip| gossip.withdraw(user));
+    }
+
+    /// Relays that claim these users and have a link, with whom each claims. A hint.
+    pub(crate) fn holders(&self, users: &[UserId]) -> Vec<(Arc<PeerLink>, Vec<UserId>)> {
+        let mut relays: BTreeMap<RelayId, Vec<UserId>> = BTreeMap::new();
+        {
+            let gossip = locked(&self.gossip);
+            for user in users {
+                for relay in gossip.holders(user) {
+                    relays.entry(relay.clone()).or_default().push(user.clone());
+                }
+            }
+        }
+        relays.into_iter().filter_map(|(relay, users)| Some((self.peers.get(&relay)?, users))).collect()
     }
 
     pub(crate) fn claims_since(&self, epoch: u64, since: u64) -> godwit_gossip::Pages {

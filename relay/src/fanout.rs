@@ -13,6 +13,7 @@
 //! - [`chat`]: how far one chat got
 //! - [`device`]: what one device has to take
 //! - [`drain`]: reading the log for devices that are behind
+//! - [`region`]: other regions, which take their users' entries as a device takes its own
 //! - [`recover`]: going on after a crash
 //! - [`save`]: writing inbox rows and progress, in order
 
@@ -21,22 +22,25 @@ mod chat;
 mod device;
 mod drain;
 mod recover;
+mod region;
 mod save;
 #[cfg(test)]
 mod tests;
 
+use crate::cluster::Cluster;
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
-use crate::store::{Committed, InboxChange, InboxWrite, Store, StoreError, Watermark};
+use crate::store::{Committed, Floor, InboxChange, InboxWrite, Store, StoreError, Watermark};
 use bytes::Bytes;
-use chat::{ChatFan, Loaded};
+use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
 use drain::PageRead;
 use godwit_core::Entry;
 use godwit_core::inbox::Track;
-use godwit_wire::entry::EntryBody;
+use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
+use region::RegionRead;
 use save::{Save, Saved};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -92,15 +96,40 @@ impl Default for FanoutConfig {
 enum Input {
     Attached(Arc<Link>),
     Detached(Arc<Link>),
-    Acks { link: Arc<Link>, acks: Vec<Ack> },
-    Read { user: UserId, chat: ChatId, up_to: Seq },
+    Acks {
+        link: Arc<Link>,
+        acks: Vec<Ack>,
+    },
+    Read {
+        user: UserId,
+        chat: ChatId,
+        up_to: Seq,
+    },
+    /// A region has a chat only up to `have`.
+    Lacks {
+        link: Arc<Link>,
+        chat: ChatId,
+        have: Option<Seq>,
+    },
+    /// How far users of another region got.
+    Reached {
+        region: RegionId,
+        chat: ChatId,
+        marks: Vec<(UserId, Watermark)>,
+    },
+    /// How far everybody got in a chat whose home is another region.
+    Floors {
+        chat: ChatId,
+        floors: Floors,
+    },
 }
 
 /// What fan-out's own errands bring back.
 #[derive(Debug)]
 enum Report {
     Page(PageRead),
-    Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark> },
+    Region(RegionRead),
+    Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark>, floors: Floors },
     LoadFailed { chat: ChatId },
     Saved(Saved),
 }
@@ -134,6 +163,18 @@ impl Fanout {
         let _ = self.inputs.send(Input::Acks { link, acks }).await;
     }
 
+    pub(crate) async fn lacks(&self, link: Arc<Link>, chat: ChatId, have: Option<Seq>) {
+        let _ = self.inputs.send(Input::Lacks { link, chat, have }).await;
+    }
+
+    pub(crate) async fn reached(&self, region: RegionId, chat: ChatId, marks: Vec<(UserId, Watermark)>) {
+        let _ = self.inputs.send(Input::Reached { region, chat, marks }).await;
+    }
+
+    pub(crate) async fn floors(&self, chat: ChatId, delivered: Option<Floor>, read: Option<Floor>) {
+        let _ = self.inputs.send(Input::Floors { chat, floors: (delivered, read) }).await;
+    }
+
     pub(crate) async fn read(&self, user: UserId, chat: ChatId, up_to: Seq) {
         let _ = self.inputs.send(Input::Read { user, chat, up_to }).await;
     }
@@ -143,6 +184,8 @@ impl Fanout {
 pub(crate) struct Worker {
     config: FanoutConfig,
     region: RegionId,
+    /// None in a relay that stands alone.
+    cluster: Option<Arc<Cluster>>,
     store: Store,
     registry: Arc<Registry>,
     metrics: Metrics,
@@ -183,6 +226,7 @@ impl Worker {
         let worker = Self {
             config,
             region,
+            cluster: None,
             store,
             registry,
             metrics,
@@ -202,6 +246,11 @@ impl Worker {
             moves: HashMap::new(),
         };
         (worker, Fanout { inputs: sender })
+    }
+
+    /// Delivers beyond this relay from now on.
+    pub(crate) fn join(&mut self, cluster: Arc<Cluster>) {
+        self.cluster = Some(cluster);
     }
 
     fn now(&self) -> u64 {
@@ -279,8 +328,9 @@ impl Worker {
     async fn meet(&mut self, events: &[Committed]) {
         let mut unknown = HashSet::new();
         for event in events {
-            if let Committed::Entry { recipients, .. } = event {
-                unknown.extend(recipients.iter().filter(|user| !self.users.contains_key(*user)).cloned());
+            if let Committed::Entry { chat, recipients, .. } = event {
+                let served = self.served(chat, recipients).into_iter();
+                unknown.extend(served.filter(|user| !self.users.contains_key(user)));
             }
         }
         while let Err(error) = self.load_users(unknown.iter().cloned()).await {
@@ -300,7 +350,12 @@ impl Worker {
             .read(move |store| {
                 let mut all = Vec::new();
                 for user in unknown {
-                    let (devices, rows) = (store.devices(&user)?, store.inbox_of_user(&user)?);
+                    let rows = store.inbox_of_user(&user)?;
+                    let devices = if user.is_region() {
+                        vec![DeviceId::of_region(&user.home())]
+                    } else {
+                        store.devices(&user)?
+                    };
                     all.push((user, devices, rows));
                 }
                 Ok(all)
@@ -339,11 +394,22 @@ impl Worker {
             fan.loaded = Loaded::No;
         }
         // Encoded once, shared by all who get it.
-        let frame = OnceCell::new();
-        let frame = || frame.get_or_init(|| event_frame(&entry_event(chat, entry))).clone();
+        let (event, copy) = (OnceCell::new(), OnceCell::new());
+        let served = self.served(chat, recipients);
+        let fan = self.chats.entry(chat.clone()).or_default();
         let (mut behind, mut begin) = (Vec::new(), Vec::new());
-        for device in recipients.iter().filter_map(|user| self.users.get(user)).flatten() {
+        for device in served.iter().filter_map(|user| self.users.get(user)).flatten() {
             let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
+            if device.is_region() && may_join(&entry.body) {
+                state.fall_behind(chat, seq);
+            }
+            let frame = || {
+                if device.is_region() {
+                    copy.get_or_init(|| region::record(entry)).clone()
+                } else {
+                    event.get_or_init(|| event_frame(&entry_event(chat, entry))).clone()
+                }
+            };
             match state.offer(chat, seq, frame, self.config.window, now) {
                 Offer::Pushed { first } => {
                     self.metrics.pushes.inc();
@@ -365,6 +431,9 @@ impl Worker {
         for device in behind {
             self.drain(&device);
         }
+        if *chat.home() == self.region {
+            self.push_directly(chat, entry, recipients);
+        }
     }
 
     async fn input(&mut self, input: Input) {
@@ -380,11 +449,18 @@ impl Worker {
             Input::Acks { link, acks } => {
                 let user = link.device.user();
                 for Ack { chat, up_to } in acks {
-                    self.reached(&user, Some(&link), chat, up_to, false);
+                    if link.device.is_region() {
+                        self.taken(&link, &chat, up_to);
+                    } else {
+                        self.reached(&user, Some(&link), chat, up_to, false);
+                    }
                 }
                 self.drain(&link.device);
             }
             Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
+            Input::Lacks { link, chat, have } => self.lacks(&link, &chat, have),
+            Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
+            Input::Floors { chat, floors } => self.floors(&chat, floors),
         }
     }
 
@@ -443,9 +519,11 @@ impl Worker {
     fn result(&mut self, result: Report) {
         match result {
             Report::Page(page) => self.page(page),
-            Report::Loaded { chat, head, watermarks } => {
+            Report::Region(read) => self.region_page(read),
+            Report::Loaded { chat, head, watermarks, floors } => {
+                let copy = (*chat.home() != self.region).then_some(floors);
                 if let Some(fan) = self.chats.get_mut(&chat) {
-                    fan.load(head, watermarks);
+                    fan.load(head, watermarks, copy);
                 }
                 // Without a head there is no such chat, and nothing to take of it.
                 let deferred = self.deferred.remove(&chat).unwrap_or_default();
@@ -526,6 +604,7 @@ impl Worker {
                 }
             }
         }
+        self.tell_regions();
         self.ticks += 1;
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
             let mut links = self.registry.links_now();
@@ -549,6 +628,7 @@ impl Worker {
         });
         self.chats.retain(|_, fan| {
             fan.loaded == Loaded::Asked
+                || fan.is_owed()
                 || !fan.is_settled()
                 || now.saturating_sub(fan.active_millis) < 2 * IDLE_MILLIS
                 || fan.lag() > 0
@@ -608,6 +688,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// Whether a region may take part from this entry on that did not before: it needs more than the entry then.
+fn may_join(body: &EntryBody) -> bool {
+    matches!(body, EntryBody::Created { .. } | EntryBody::Updated(Change::Add(_)))
 }
 
 fn entry_event(chat: &ChatId, entry: &Entry) -> Event {

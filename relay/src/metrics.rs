@@ -53,6 +53,7 @@ metrics! {
     delivery_latency: Histogram (Seconds), "delivery_latency", "From the commit of an entry to a device's acknowledgement of it", exponential_buckets(0.000_1, 2.0, 18);
     fanout_backlog: Gauge, "fanout_backlog_entries", "Committed entries that fan-out has not taken up yet";
     pushes: Counter, "pushes", "Entries pushed to connected devices";
+    direct_pushes: Counter, "direct_pushes", "Entries given at once to users whose home is away, by their claims";
     inbox_rows_written: Counter, "inbox_rows_written", "Inbox rows begun: a device did not take an entry";
     inbox_drained: Counter, "inbox_drained_entries", "Entries read from the log for devices that were behind";
     inbox_rows: Gauge, "inbox_rows", "Inbox rows: chats in which a device is behind";

@@ -12,7 +12,7 @@ use godwit_certs::folder::RelayFiles;
 use godwit_certs::identity::fingerprint;
 use godwit_core::{Sender, device};
 use godwit_wire::frame::{Credential, Reply, Request};
-use godwit_wire::{Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, limits};
+use godwit_wire::{Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId, limits};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -98,6 +98,10 @@ impl Owner {
         let grant = identity.tokens.verify(token, now)?;
         if grant.device.home() != self.region {
             let why = format!("the token is for {}, this relay enrols for region {}", grant.device, self.region);
+            return Err(Refusal::because(Code::WrongDevice, why));
+        }
+        if grant.device.is_region() {
+            let why = format!("the name {} is reserved", UserId::RESERVED);
             return Err(Refusal::because(Code::WrongDevice, why));
         }
         let device = grant.device.clone();

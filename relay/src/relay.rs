@@ -191,7 +191,11 @@ impl Relay {
         }));
         edge.router.cluster.join(&edge, &config.cluster.join);
         let stop = CancellationToken::new();
-        let fanning = worker.map(|(worker, committed)| tokio::spawn(worker.run(committed)));
+        let cluster = edge.router.cluster.clone();
+        let fanning = worker.map(|(mut worker, committed)| {
+            worker.join(cluster);
+            tokio::spawn(worker.run(committed))
+        });
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
         let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config.data.join(file::NAME));
         let router = admin::router(admin_state);

@@ -5,8 +5,11 @@
 
 use crate::cluster::Cluster;
 use crate::owner::Owner;
+use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{PeerLink, Peers};
-use godwit_wire::{Code, DeviceId, Refusal, RegionId};
+use godwit_core::Command;
+use godwit_wire::{Code, DeviceId, Refusal, RegionId, UserId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -49,6 +52,27 @@ impl Router {
     /// This relay, if it decides for `home`.
     pub(crate) fn owner_of(&self, home: &RegionId) -> Option<&Owner> {
         self.owner.as_ref().filter(|_| *home == self.region)
+    }
+
+    /// Users named in these commands who do not exist, where their home can be asked: it is not waited for.
+    pub(crate) async fn missing(&self, commands: &[Command]) -> Vec<UserId> {
+        let mut homes: BTreeMap<RegionId, Vec<UserId>> = BTreeMap::new();
+        for user in commands.iter().flat_map(Command::added).filter(|user| !user.is_home(&self.region)) {
+            homes.entry(user.home()).or_default().push(user.clone());
+        }
+        let mut missing = Vec::new();
+        for (home, users) in homes {
+            match self.route(&home) {
+                Route::There(peer) => {
+                    if let Ok(PeerPage::Missing(users)) = peer.ask_one(&PeerAsk::Missing(users)).await {
+                        missing.extend(users);
+                    }
+                }
+                Route::Nowhere => missing.extend(users),
+                Route::Here(_) | Route::Away => {}
+            }
+        }
+        missing
     }
 
     /// Hears whenever a route may have changed.

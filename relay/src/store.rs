@@ -5,6 +5,7 @@
 //! [`tables`]. What was committed is told to fan-out in the order of the commits.
 //!
 //! - [`chats`]: commands on a chat's log, and the states of chats in memory
+//! - [`replica`]: copies of other regions' chats, for the users of this one
 //! - [`delivery`]: inbox rows, watermarks, settled cursors
 //! - [`devices`]: enrolment, revocation
 //! - [`read`]: history, chat lists, what fan-out resumes from
@@ -16,12 +17,14 @@ mod devices;
 pub mod file;
 mod keys;
 mod read;
+mod replica;
 mod tables;
 mod writer;
 
 pub use delivery::{ChatProgress, InboxChange, InboxWrite};
 pub use devices::Issued;
-pub(crate) use read::{PageLimit, Snapshot};
+pub(crate) use read::{PageLimit, RegionRun, Snapshot};
+pub use replica::{Base, Replicated};
 pub use tables::{Floor, Watermark};
 
 use crate::metrics::Metrics;
@@ -32,6 +35,7 @@ use godwit_core::{Command, Entry, Outcome};
 use godwit_wire::frame::{HistoryPage, Range};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
 use redb::Database;
+use replica::Replicate;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -212,6 +216,7 @@ impl Store {
     ) -> Result<OpenStore, StoreError> {
         let database = opener()?;
         let generation = file::generation(&database)?;
+        let region = file::region(&database)?;
         let shared = Arc::new(Shared {
             commit_micros: AtomicU32::new(0),
             database: RwLock::new(Some(Arc::new(database))),
@@ -229,7 +234,8 @@ impl Store {
             metrics,
             cached_chats: limits.cached_chats,
             reserve_bytes: limits.reserve_bytes,
-            chats: ChatCache::default(),
+            chats: ChatCache::new(region.clone()),
+            region,
             free_space: None,
             reopen_at: None,
         };
@@ -272,12 +278,41 @@ impl Store {
         &self,
         commands: Vec<Command>,
     ) -> Result<impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<>, Refusal> {
-        let bytes: usize = commands.iter().map(Command::cost_bytes).sum();
-        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.in_flight_permits);
+        self.submit_with(commands, Vec::new()).await
+    }
+
+    /// As [`Store::submit`]; `missing` are users of other homes who do not exist.
+    pub async fn submit_with(
+        &self,
+        commands: Vec<Command>,
+        missing: Vec<UserId>,
+    ) -> Result<impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<>, Refusal> {
+        let in_flight = self.hold(commands.iter().map(Command::cost_bytes).sum()).await?;
         let gone = || Refusal::from(Code::ShuttingDown);
-        let permit = self.in_flight.clone().acquire_many_owned(permits).await.map_err(|_| gone())?;
-        let in_flight = Arc::new(InFlight { _permit: permit });
-        let (job, answer) = job(Commands { commands, in_flight });
+        let (job, answer) = job(Commands { batch: commands, missing, in_flight });
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        Ok(async move { answer.await.map_err(|_| gone())? })
+    }
+
+    /// Waits until so many bytes more may be on their way to fan-out.
+    async fn hold(&self, bytes: usize) -> Result<Arc<InFlight>, Refusal> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.in_flight_permits);
+        let permit = self.in_flight.clone().acquire_many_owned(permits).await;
+        Ok(Arc::new(InFlight { _permit: permit.map_err(|_| Refusal::from(Code::ShuttingDown))? }))
+    }
+
+    /// Queues the next entries of a chat whose home is another region, and gives the wait for them to be durable.
+    pub(crate) async fn replicate(
+        &self,
+        chat: ChatId,
+        base: Option<Base>,
+        entries: Vec<Entry>,
+    ) -> Result<impl Future<Output = Result<Replicated, Refusal>> + Send + use<>, Refusal> {
+        let content: u64 = entries.iter().map(|entry| Entry::content_bytes(&entry.body)).sum();
+        let bytes = entries.len() * size_of::<Entry>() + usize::try_from(content).unwrap_or(usize::MAX);
+        let in_flight = self.hold(bytes).await?;
+        let gone = || Refusal::from(Code::ShuttingDown);
+        let (job, answer) = job(Replicate { chat, base, entries, in_flight });
         self.jobs.send(job).await.map_err(|_| gone())?;
         Ok(async move { answer.await.map_err(|_| gone())? })
     }

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use godwit_certs::tls::{self, Crypto};
-use godwit_client::{ChatId, Client, ConnectionState, Content, Event, EventStream, MessageState};
+use godwit_client::{
+    Change, ChatId, Client, ConnectionState, Content, Error, Event, EventStream, Member, MessageState, Role, Title,
+};
 use godwit_tests::cluster::Cluster;
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
@@ -132,5 +134,108 @@ async fn a_revoked_device_is_out_at_an_edge_too() -> Result<()> {
     ensure!(Wire::hello_with(again.clone(), options).await.is_err(), "a later connection");
     let reason = close_reason(&again).await?;
     ensure!(reason.code == Code::Revoked, "at a later connection: {reason}");
+    Ok(())
+}
+
+const TWO_REGIONS: [(&str, &str); 3] = [("eu/eu-1", "store"), ("eu/eu-2", "edge"), ("us/us-1", "store")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_of_two_regions_talk() -> Result<()> {
+    let cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    // Homed in eu, since alice sorts first.
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..300, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut bob.events()?, 300).await?, 0)?;
+    send(&bob, &chat, 0..300, MessageState::Delivered).await?;
+    numbered(&texts(&alice, &mut alice.events()?, 300).await?, 0)?;
+    // Both homes have all of it.
+    for client in [&alice, &bob] {
+        let history = client.history(&chat, None, 1000).await?;
+        ensure!(history.len() == 601, "{} entries", history.len());
+    }
+    let (_, unknown) = alice.direct("nobody@us".parse()?)?;
+    let refused = alice.wait_for(unknown.context("new")?, MessageState::Sent, PATIENCE).await;
+    ensure!(matches!(&refused, Err(Error::Refused(r)) if r.code == Code::NoSuchUser), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_roams_to_another_region() -> Result<()> {
+    let cluster = Cluster::start(&TWO_REGIONS).await?;
+    // Enrolled, connected and writing in us, at home in eu.
+    let alice = cluster.client("alice@eu/phone", &["us/us-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let carol = cluster.client("carol@eu/phone", &["eu/eu-2"]).await?;
+    let members = ["bob@us", "carol@eu"].map(|user| Member { user: user.parse().unwrap(), role: Role::Member });
+    let (chat, created) = alice.create_group(Title::parse("walks")?, members.to_vec())?;
+    alice.wait_for(created, MessageState::Sent, PATIENCE).await?;
+    let (mut at_bob, mut at_carol) = (bob.events()?, carol.events()?);
+    send(&alice, &chat, 0..100, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut at_bob, 100).await?, 0)?;
+    numbered(&texts(&carol, &mut at_carol, 100).await?, 0)?;
+    send(&bob, &chat, 0..100, MessageState::Delivered).await?;
+    numbered(&texts(&alice, &mut alice.events()?, 100).await?, 0)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_joins_a_chat_sees_it_from_there_on() -> Result<()> {
+    let cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let carol = cluster.client("carol@us/phone", &["us/us-1"]).await?;
+    let (chat, created) = alice.create_group(Title::parse("walks")?, Vec::new())?;
+    alice.wait_for(created, MessageState::Sent, PATIENCE).await?;
+    let change = async |change: Change| -> Result<()> {
+        let id = alice.update_chat(&chat, change)?;
+        alice.wait_for(id, MessageState::Sent, PATIENCE).await?;
+        Ok(())
+    };
+    let member = |user: &str| Member { user: user.parse().unwrap(), role: Role::Member };
+    send(&alice, &chat, 0..10, MessageState::Sent).await?;
+    change(Change::Add(vec![member("bob@us")])).await?;
+    send(&alice, &chat, 10..20, MessageState::Sent).await?;
+    let mut at_bob = bob.events()?;
+    numbered(&texts(&bob, &mut at_bob, 10).await?, 10)?;
+    // Gone, and back with another user of the same region: what was between is for neither.
+    change(Change::Remove("bob@us".parse()?)).await?;
+    send(&alice, &chat, 20..30, MessageState::Sent).await?;
+    change(Change::Add(vec![member("carol@us")])).await?;
+    send(&alice, &chat, 30..40, MessageState::Sent).await?;
+    numbered(&texts(&carol, &mut carol.events()?, 10).await?, 30)?;
+    change(Change::Add(vec![member("bob@us")])).await?;
+    send(&alice, &chat, 40..50, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut at_bob, 10).await?, 40)?;
+    let participants = bob.participants(&chat)?;
+    ensure!(participants.len() == 3, "bob knows who takes part: {participants:?}");
+    let seen = bob.history(&chat, None, 1000).await?;
+    // Added, ten messages and removed; added again and ten messages.
+    ensure!(seen.len() == 12 + 11, "{} entries", seen.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_was_away_gets_what_it_missed() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    // At home in us, connected in eu.
+    let dora = cluster.client("dora@us/phone", &["eu/eu-2"]).await?;
+    let members = ["bob@us", "dora@us"].map(|user| Member { user: user.parse().unwrap(), role: Role::Member });
+    let (chat, created) = alice.create_group(Title::parse("walks")?, members.to_vec())?;
+    alice.wait_for(created, MessageState::Sent, PATIENCE).await?;
+    send(&alice, &chat, 0..10, MessageState::Delivered).await?;
+    cluster.down("us/us-1").await;
+    send(&alice, &chat, 10..110, MessageState::Sent).await?;
+    // Her home is away, and she is found by her claim.
+    let mut at_dora = dora.events()?;
+    numbered(&texts(&dora, &mut at_dora, 110).await?, 0)?;
+    ensure!(cluster.metric("eu/eu-1", "godwit_direct_pushes_total") > 0.0, "pushed directly");
+    cluster.up("us/us-1").await?;
+    numbered(&texts(&bob, &mut bob.events()?, 110).await?, 0)?;
+    send(&alice, &chat, 110..120, MessageState::Delivered).await?;
+    numbered(&texts(&dora, &mut at_dora, 10).await?, 110)?;
     Ok(())
 }

@@ -151,6 +151,19 @@ impl UserId {
         self.0.split_once('@').is_some_and(|(_, home)| home == region.as_str())
     }
 
+    /// The name under which a region itself takes part in delivery. Nobody is enrolled under it.
+    pub const RESERVED: &str = "godwit";
+
+    /// A region as a recipient, beside its users.
+    pub fn of_region(region: &RegionId) -> Self {
+        Self(format!("{}@{region}", Self::RESERVED).into())
+    }
+
+    /// Not a user but a region, see [`UserId::of_region`].
+    pub fn is_region(&self) -> bool {
+        self.0.split_once('@').is_some_and(|(name, _)| name == Self::RESERVED)
+    }
+
     /// One installation of this user: `phone` gives `alice@eu/phone`.
     pub fn device(&self, name: &str) -> Result<DeviceId, IdError> {
         DeviceId::parse(&format!("{self}/{name}"))
@@ -191,6 +204,16 @@ impl DeviceId {
 
     pub fn home(&self) -> RegionId {
         self.user().home()
+    }
+
+    /// What stands for a region as a recipient, see [`UserId::of_region`].
+    pub fn of_region(region: &RegionId) -> Self {
+        Self(format!("{}/region", UserId::of_region(region)).into())
+    }
+
+    /// Not a device but a region.
+    pub fn is_region(&self) -> bool {
+        self.user_str().split_once('@').is_some_and(|(name, _)| name == UserId::RESERVED)
     }
 }
 

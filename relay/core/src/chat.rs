@@ -123,6 +123,18 @@ impl Chat {
         }
     }
 
+    /// Takes the next entry of a log whose participants and title are known as of a later one.
+    pub fn pass(&mut self, entry: &Entry) -> Applied {
+        self.head = entry.seq;
+        self.last_at = entry.at;
+        self.total_bytes = entry.total_bytes;
+        let projections = match entry.body {
+            EntryBody::Redaction { of } => vec![Projection::Erase { of, by: entry.seq }],
+            _ => Vec::new(),
+        };
+        Applied { recipients: self.recipients_at(entry.seq), projections }
+    }
+
     fn change(&mut self, change: &Change, entry: &Entry) -> Applied {
         let before = self.present.clone();
         let at = entry.seq;

@@ -2,7 +2,7 @@
 
 use godwit_wire::entry::{BlobRef, Change, ChatKind, Content, Member, Title};
 use godwit_wire::frame::{CreateChat, Options, Redact, Request, SendMessage, Stamp, UpdateChat};
-use godwit_wire::{DeviceId, Seq};
+use godwit_wire::{DeviceId, Seq, UserId};
 
 /// Who acts: a device as its certificate names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,16 @@ impl Command {
             Action::Send { content, blobs } => Request::SendMessage(SendMessage { stamp, content, blobs, options }),
             Action::Redact { of } => Request::Redact(Redact { stamp, of, options }),
         }
+    }
+
+    /// Users whom this command adds to the chat.
+    pub fn added(&self) -> impl Iterator<Item = &UserId> {
+        let members = match &self.action {
+            Action::Create { participants, .. } => participants.as_slice(),
+            Action::Update(Change::Add(members)) => members.as_slice(),
+            _ => &[],
+        };
+        members.iter().map(|member| &member.user)
     }
 
     /// Memory that this command holds while it waits.

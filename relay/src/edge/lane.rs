@@ -220,7 +220,10 @@ async fn submit(
 
 async fn decide(edge: &Edge, session: &Session, chat: &ChatId, commands: Vec<Command>) -> Result<Outcomes, Refusal> {
     match edge.router.route(chat.home()) {
-        Route::Here(owner) => Ok(Box::pin(owner.store.submit(commands).await?)),
+        Route::Here(owner) => {
+            let missing = edge.router.missing(&commands).await;
+            Ok(Box::pin(owner.store.submit_with(commands, missing).await?))
+        }
         Route::There(home) => {
             session.show(&home).await?;
             Ok(Box::pin(forward(&home, &session.sender.device, chat, commands)?))

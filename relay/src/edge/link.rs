@@ -6,6 +6,7 @@
 use crate::peers::PeerLink;
 use crate::peers::frame::PeerFrame;
 use crate::quic::{Connection, Lanes};
+use crate::store::Base;
 use bytes::Bytes;
 use godwit_wire::{ChatId, DeviceId, Refusal, Seq};
 use std::collections::{HashMap, VecDeque};
@@ -85,21 +86,44 @@ impl Link {
     pub(crate) fn push(&self, chat: &ChatId, last: Option<Seq>, frame: Bytes) -> bool {
         match &self.road {
             Road::Here { lanes, .. } => lanes.push(chat, frame),
-            Road::There { peer, limit_bytes, in_flight, .. } => {
-                let len = frame.len();
-                let mut in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-                if in_flight.bytes + len > *limit_bytes {
-                    return false;
+            Road::There { .. } => {
+                let (len, chat_id) = (frame.len(), chat.clone());
+                if self.device.is_region() {
+                    let frame = || PeerFrame::Replicate { chat: chat_id, base: None, entries: vec![frame] };
+                    return self.send(chat, last, len, frame);
                 }
-                let push = PeerFrame::Push { devices: vec![self.device.clone()], chat: chat.clone(), event: frame };
-                let fits = peer.note(Some(chat), &push);
-                if let Some(last) = last.filter(|_| fits) {
-                    in_flight.bytes += len;
-                    in_flight.chats.entry(chat.clone()).or_default().push_back((last, len));
-                }
-                fits
+                let devices = vec![self.device.clone()];
+                self.send(chat, last, len, || PeerFrame::Push { devices, chat: chat_id, event: frame })
             }
         }
+    }
+
+    /// Sends another region the next entry of a chat. False if it does not fit.
+    pub(crate) fn replicate(&self, chat: &ChatId, base: Option<Base>, seq: Seq, record: Bytes) -> bool {
+        let entries = vec![record];
+        self.send(chat, Some(seq), entries[0].len(), || PeerFrame::Replicate { chat: chat.clone(), base, entries })
+    }
+
+    /// Tells the relay there something; false if it does not fit, or the device is here.
+    pub(crate) fn note(&self, chat: &ChatId, note: &PeerFrame) -> bool {
+        match &self.road {
+            Road::Here { .. } => false,
+            Road::There { peer, .. } => peer.note(Some(chat), note),
+        }
+    }
+
+    fn send(&self, chat: &ChatId, last: Option<Seq>, len: usize, frame: impl FnOnce() -> PeerFrame) -> bool {
+        let Road::There { peer, limit_bytes, in_flight, .. } = &self.road else { return false };
+        let mut in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_flight.bytes + len > *limit_bytes {
+            return false;
+        }
+        let fits = peer.note(Some(chat), &frame());
+        if let Some(last) = last.filter(|_| fits) {
+            in_flight.bytes += len;
+            in_flight.chats.entry(chat.clone()).or_default().push_back((last, len));
+        }
+        fits
     }
 
     /// The device acknowledged a chat up to here.
@@ -141,6 +165,8 @@ impl Link {
     pub(crate) fn close(&self, refusal: &Refusal) {
         match &self.road {
             Road::Here { connection, .. } => connection.close(refusal),
+            // A region goes by its link alone.
+            Road::There { .. } if self.device.is_region() => {}
             Road::There { peer, epoch, .. } => {
                 let (device, enrolment) = (self.device.clone(), self.enrolment);
                 // If it does not fit the device is found out when the edge attaches it again.

@@ -9,14 +9,17 @@ use crate::quic::Connection;
 use bytes::Bytes;
 use godwit_core::Sender;
 use godwit_wire::frame::{Address, Event};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, codec};
-use std::collections::HashMap;
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, UserId, codec};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Bytes of entries on their way to one region.
+const REGION_BYTES: usize = 8 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Registry {
-    links: Mutex<HashMap<DeviceId, Arc<Link>>>,
+    links: Mutex<BTreeMap<DeviceId, Arc<Link>>>,
     epochs: AtomicU64,
     /// Bytes that may wait for one device.
     queued_bytes: usize,
@@ -27,7 +30,7 @@ impl Registry {
         Self { links: Mutex::default(), epochs: AtomicU64::default(), queued_bytes }
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<DeviceId, Arc<Link>>> {
+    fn links(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,6 +88,25 @@ impl Registry {
         if let Some(link) = link {
             link.push(chat, None, event);
         }
+    }
+
+    /// Sends an event to a user's devices that are connected here, but for one. False if there are none.
+    pub(crate) fn push_user(&self, user: &UserId, except: Option<&DeviceId>, chat: &ChatId, event: &Bytes) -> bool {
+        // No device's name sorts before this.
+        let Ok(first) = user.device("0") else { return false };
+        let links = self.links();
+        let own = links.range(first..).take_while(|(device, _)| device.user_str() == user.as_str());
+        let mut any = false;
+        for (_, link) in own.filter(|(device, _)| Some(*device) != except) {
+            any |= link.push(chat, None, event.clone());
+        }
+        any
+    }
+
+    /// The way to another region, which takes entries for its users.
+    pub(crate) fn region(&self, peer: Arc<PeerLink>) -> Arc<Link> {
+        let device = DeviceId::of_region(&peer.relay().region());
+        Arc::new(Link::there(device, 0, self.next_epoch(), (peer, 0, false), REGION_BYTES))
     }
 
     /// All connections.

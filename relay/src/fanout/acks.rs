@@ -13,6 +13,7 @@ impl Worker {
     /// A user took or read a chat up to `up_to`; with `link`, on this connection.
     pub(super) fn reached(&mut self, user: &UserId, link: Option<&Arc<Link>>, chat: ChatId, up_to: Seq, read: bool) {
         let now = self.now();
+        let copy = *chat.home() != self.region;
         let fan = self.chats.entry(chat.clone()).or_default();
         fan.active_millis = now;
         let Some(head) = fan.known_head() else {
@@ -27,17 +28,19 @@ impl Worker {
         };
         // Nobody has taken what does not exist.
         let up_to = up_to.min(head);
-        fan.reached(user, up_to, read);
+        fan.reached(user, up_to, read, copy);
         let loaded = fan.loaded;
         if let Some(link) = link {
-            self.taken(link, &chat, up_to, now);
+            self.taken(link, &chat, up_to);
         }
         if loaded == Loaded::No {
             self.load_chat(&chat);
         }
     }
 
-    fn taken(&mut self, link: &Arc<Link>, chat: &ChatId, up_to: Seq, now: u64) {
+    /// A device, or a region, has everything up to `up_to`.
+    pub(super) fn taken(&mut self, link: &Arc<Link>, chat: &ChatId, up_to: Seq) {
+        let now = self.now();
         let Some(state) = self.devices.get_mut(&link.device) else { return };
         if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
             return;
@@ -67,7 +70,7 @@ impl Worker {
         }
     }
 
-    fn load_chat(&mut self, chat: &ChatId) {
+    pub(super) fn load_chat(&mut self, chat: &ChatId) {
         let Some(fan) = self.chats.get_mut(chat) else { return };
         if fan.loaded == Loaded::Asked {
             return;
@@ -76,8 +79,9 @@ impl Worker {
         let (store, report, chat) = (self.store.clone(), self.report.clone(), chat.clone());
         tokio::spawn(async move {
             let id = chat.clone();
-            let result = match store.read(move |store| Ok((store.head(&id)?, store.watermarks(&id)?))).await {
-                Ok((head, watermarks)) => Report::Loaded { chat, head, watermarks },
+            let read = store.read(move |store| Ok((store.head(&id)?, store.watermarks(&id)?, store.floors(&id)?)));
+            let result = match read.await {
+                Ok((head, watermarks, floors)) => Report::Loaded { chat, head, watermarks, floors },
                 Err(_) => Report::LoadFailed { chat },
             };
             // Nobody hears it if the relay is stopping.

@@ -2,8 +2,11 @@
 
 use crate::store::{ChatProgress, Floor, Watermark};
 use godwit_wire::frame::Receipt;
-use godwit_wire::{ChatId, DeviceId, Seq, UserId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// How far the slowest took, and read, a chat.
+pub(super) type Floors = (Option<Floor>, Option<Floor>);
 
 /// A chat is here from its first entry, or acknowledgement, until nothing of it is open.
 #[derive(Debug, Default)]
@@ -28,7 +31,13 @@ pub(super) struct ChatFan {
     /// The last entry from before the chat was here. Who wrote those is not known.
     before: Option<Seq>,
     /// How far everybody got when receipts were told last.
-    told_floors: (Option<Floor>, Option<Floor>),
+    told_floors: Floors,
+    /// Of a copy: how far everybody got, as the chat's home says.
+    copied: Option<Floors>,
+    /// Of a copy: users who got further than the chat's home knows.
+    untold: HashSet<UserId>,
+    /// How far everybody got when other regions were told last.
+    regions_told: Floors,
     receipts_due: bool,
     saved: Option<Seq>,
     /// When something happened last, on fan-out's clock.
@@ -54,13 +63,19 @@ impl ChatFan {
         self.authors.insert(user, seq);
     }
 
-    pub(super) fn load(&mut self, head: Option<Seq>, all: BTreeMap<UserId, Watermark>) {
+    /// `copied` is what is known of a chat whose home is another region.
+    pub(super) fn load(&mut self, head: Option<Seq>, all: BTreeMap<UserId, Watermark>, copied: Option<Floors>) {
         let first = self.head.is_none();
         self.head = self.head.max(head);
         let heard = std::mem::replace(&mut self.watermarks, all);
+        let news = self.copied.take();
+        self.copied = copied;
         if first {
             self.before = self.first.map_or(head, |first| first.prev().min(head));
             self.told_floors = self.floors();
+        }
+        if news.is_some() {
+            self.copied = news;
         }
         for (user, mark) in heard {
             if let Some(known) = self.watermarks.get_mut(&user) {
@@ -73,7 +88,7 @@ impl ChatFan {
     }
 
     /// A user took, or read, everything up to `up_to`.
-    pub(super) fn reached(&mut self, user: &UserId, up_to: Seq, read: bool) {
+    pub(super) fn reached(&mut self, user: &UserId, up_to: Seq, read: bool, copy: bool) {
         let mark = self.watermarks.entry(user.clone()).or_default();
         let before = *mark;
         mark.delivered = mark.delivered.max(Some(up_to));
@@ -83,10 +98,16 @@ impl ChatFan {
         if *mark != before {
             self.changed.insert(user.clone());
             self.receipts_due = true;
+            if copy {
+                self.untold.insert(user.clone());
+            }
         }
     }
 
-    fn floors(&self) -> (Option<Floor>, Option<Floor>) {
+    fn floors(&self) -> Floors {
+        if let Some(copied) = &self.copied {
+            return copied.clone();
+        }
         (
             Floor::of(self.watermarks.iter().map(|(user, mark)| (user, mark.delivered))),
             Floor::of(self.watermarks.iter().map(|(user, mark)| (user, mark.read))),
@@ -99,7 +120,7 @@ impl ChatFan {
             return Vec::new();
         }
         let floors = self.floors();
-        let receipt = |(delivered, read): &(Option<Floor>, Option<Floor>), user: &UserId| {
+        let receipt = |(delivered, read): &Floors, user: &UserId| {
             let without = |floor: &Option<Floor>| floor.as_ref().and_then(|floor| floor.without(user));
             Receipt { delivered: without(delivered), read: without(read) }
         };
@@ -130,6 +151,42 @@ impl ChatFan {
             }
         }
         news
+    }
+
+    /// The chat's home says how far everybody got.
+    pub(super) fn set_floors(&mut self, floors: Floors) {
+        self.copied = Some(floors);
+        self.receipts_due = true;
+    }
+
+    /// Of a copy: how far users got, where the chat's home does not know it.
+    pub(super) fn untold(&self) -> Vec<(UserId, Watermark)> {
+        self.untold.iter().filter_map(|user| Some((user.clone(), *self.watermarks.get(user)?))).collect()
+    }
+
+    /// How far everybody got, if other regions do not know it.
+    pub(super) fn floors_to_tell(&self) -> Option<Floors> {
+        if self.loaded != Loaded::Yes || self.copied.is_some() {
+            return None;
+        }
+        Some(self.floors()).filter(|floors| *floors != self.regions_told)
+    }
+
+    /// Homes of participants other than `own`.
+    pub(super) fn regions(&self, own: &RegionId) -> BTreeSet<RegionId> {
+        self.watermarks.keys().filter(|user| !user.is_home(own)).map(UserId::home).collect()
+    }
+
+    pub(super) fn told_regions(&mut self) {
+        self.untold.clear();
+        if self.copied.is_none() {
+            self.regions_told = self.floors();
+        }
+    }
+
+    /// Another region is still to be told something.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.untold.is_empty()
     }
 
     /// Nothing is pushed without a row, and no row is being written.

@@ -4,7 +4,7 @@ use crate::edge::Link;
 use bytes::Bytes;
 use godwit_core::inbox::{Open, Row, Track};
 use godwit_wire::{ChatId, Seq};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Every device of every user that fan-out has met. A chat without a track was taken whole.
@@ -16,6 +16,8 @@ pub(super) struct DeviceFan {
     in_flight: u64,
     /// Chats to read from the log, in this order.
     behind: VecDeque<ChatId>,
+    /// Chats behind for which a row is still to be begun.
+    unwritten: HashSet<ChatId>,
     /// A page is being read.
     pub(super) reading: bool,
 }
@@ -50,7 +52,8 @@ impl DeviceFan {
             }
             None if pushed => (Track::live(seq, now), Offer::Pushed { first: true }),
             Some(Track::Behind { from, pushed, .. }) => {
-                (Track::Behind { from, pushed, latest: Some(seq) }, Offer::Behind { begin: None })
+                let begin = self.unwritten.remove(chat).then_some(from);
+                (Track::Behind { from, pushed, latest: Some(seq) }, Offer::Behind { begin })
             }
             // The lane is full: what is on its way stays so, the rest is read from the log.
             Some(Track::Live { open, row }) => (
@@ -61,6 +64,26 @@ impl DeviceFan {
         };
         self.set(chat, Some(next));
         offer
+    }
+
+    /// The next entry of a chat is to be read from the log, whatever room there is.
+    pub(super) fn fall_behind(&mut self, chat: &ChatId, seq: Seq) {
+        match self.tracks.get(chat).copied() {
+            None => {
+                // A row is begun with the offer.
+                let track = Track::Behind { from: seq, pushed: None, latest: None };
+                self.set(chat, Some(track));
+                self.unwritten.insert(chat.clone());
+            }
+            Some(Track::Live { open, row }) => {
+                let track = Track::Behind { from: open.first, pushed: Some(open.last), latest: None };
+                if row == Row::None {
+                    self.unwritten.insert(chat.clone());
+                }
+                self.set(chat, Some(track));
+            }
+            Some(Track::Behind { .. }) => {}
+        }
     }
 
     /// Connected, with something to read and nobody reading it.

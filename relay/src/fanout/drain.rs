@@ -51,6 +51,9 @@ impl Worker {
         let Some((chat, track)) = state.next_behind() else { return };
         let Some(from) = track.next_to_read() else { return };
         state.reading = true;
+        if device.is_region() {
+            return self.drain_region(&link, chat, from);
+        }
         // Limits are for what gathered while the device was away, not for what it is just being sent.
         let first = matches!(track, Track::Behind { pushed: None, .. });
         let now = self.clock.now();

@@ -39,7 +39,7 @@ impl Worker {
             };
             from = Some(last.seq.next());
             let users: HashSet<UserId> =
-                unsettled.entries.iter().flat_map(|(_, users)| users.iter().cloned()).collect();
+                unsettled.entries.iter().flat_map(|(_, users)| self.served(&unsettled.chat, users)).collect();
             self.load_users(users.into_iter()).await?;
             for (entry, recipients) in unsettled.entries {
                 self.entry(&unsettled.chat, &entry, &recipients);

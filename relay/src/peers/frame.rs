@@ -5,13 +5,14 @@
 //! stream of its own ([`PeerAsk`]). Variants are added at the end only; a relay answers a request that it does not know
 //! with [`PeerFrame::Unsupported`], and passes over a note.
 
+use crate::store::{Base, Floor, Watermark};
 use bytes::Bytes;
 use godwit_core::Outcome;
 use godwit_gossip::{Identity, Versions};
 use godwit_wire::bounded;
 use godwit_wire::codec::Frame;
 use godwit_wire::frame::{Ack, Credential, EnrolRequest, Request};
-use godwit_wire::{ChatId, DeviceId, Refusal, Ticket, limits};
+use godwit_wire::{ChatId, DeviceId, Refusal, Seq, Ticket, UserId, limits};
 use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks: the newest, and the one before it.
@@ -94,10 +95,48 @@ pub(crate) enum PeerFrame {
         enrolment: u32,
         refusal: Refusal,
     },
+    /// An event for all devices of these users that are connected to the relay which gets this, but for one.
+    PushUsers {
+        #[serde(deserialize_with = "bounded::list::<_, _, PUSHED>")]
+        users: Vec<UserId>,
+        except: Option<DeviceId>,
+        chat: ChatId,
+        /// A frame as devices get it, with its length.
+        #[serde(deserialize_with = "bounded::bytes::<_, { limits::FRAME_BYTES + 4 }>")]
+        event: Bytes,
+    },
+    /// The next entries of a chat, from its home to the home of some of its participants.
+    Replicate {
+        chat: ChatId,
+        /// The chat as it is, for a region that takes part anew with the first of the entries.
+        base: Option<Base>,
+        /// Stored records.
+        #[serde(deserialize_with = "bounded::list::<_, _, COMMANDS>")]
+        entries: Vec<Bytes>,
+    },
+    /// Entries up to there are durable at the home of the participants.
+    Replicated(#[serde(deserialize_with = "bounded::list::<_, _, { limits::ACKS }>")] Vec<Ack>),
+    /// What came does not follow what is there.
+    Lacks {
+        chat: ChatId,
+        have: Option<Seq>,
+    },
+    /// How far users got in a chat, from their home to the chat's.
+    Reached {
+        chat: ChatId,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::PARTICIPANTS }>")]
+        marks: Vec<(UserId, Watermark)>,
+    },
+    /// How far everybody got in a chat, from its home.
+    Floors {
+        chat: ChatId,
+        delivered: Option<Floor>,
+        read: Option<Floor>,
+    },
 }
 
 impl Frame for PeerFrame {
-    const KINDS: u32 = 12;
+    const KINDS: u32 = 18;
     const LIMIT: usize = FRAME_BYTES;
 }
 
@@ -123,10 +162,12 @@ pub(crate) enum PeerAsk {
         epoch: u64,
         since: u64,
     },
+    /// Which of these users, whose home the relay that is asked holds, do not exist. Answered with a page.
+    Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")] Vec<UserId>),
 }
 
 impl Frame for PeerAsk {
-    const KINDS: u32 = 4;
+    const KINDS: u32 = 5;
 }
 
 /// The answer to a [`PeerAsk::Hello`].
@@ -140,20 +181,21 @@ impl Frame for PeerWelcome {
     const KINDS: u32 = 2;
 }
 
-/// A page of claims.
+/// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum PeerPage {
     Claims(godwit_gossip::ClaimsPage),
+    Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")] Vec<UserId>),
+    Refused(Refusal),
 }
 
 impl Frame for PeerPage {
-    const KINDS: u32 = 1;
+    const KINDS: u32 = 3;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godwit_wire::Seq;
     use godwit_wire::codec::{self, Decoded};
 
     fn sample() -> Vec<PeerFrame> {
@@ -176,8 +218,19 @@ mod tests {
                 epoch: 1,
                 acks: vec![Ack { chat: chat.clone(), up_to: Seq::FIRST }],
             },
-            PeerFrame::Push { devices: vec![device.clone()], chat, event: Bytes::from_static(b"event") },
-            PeerFrame::Close { device, epoch: None, enrolment: 1, refusal },
+            PeerFrame::Push { devices: vec![device.clone()], chat: chat.clone(), event: Bytes::from_static(b"event") },
+            PeerFrame::Close { device: device.clone(), epoch: None, enrolment: 1, refusal },
+            PeerFrame::PushUsers {
+                users: vec![device.user()],
+                except: Some(device.clone()),
+                chat: chat.clone(),
+                event: Bytes::from_static(b"event"),
+            },
+            PeerFrame::Replicate { chat: chat.clone(), base: None, entries: vec![Bytes::from_static(b"record")] },
+            PeerFrame::Replicated(vec![Ack { chat: chat.clone(), up_to: Seq::FIRST }]),
+            PeerFrame::Lacks { chat: chat.clone(), have: None },
+            PeerFrame::Reached { chat: chat.clone(), marks: vec![(device.user(), Watermark::default())] },
+            PeerFrame::Floors { chat, delivered: None, read: None },
         ]
     }
 

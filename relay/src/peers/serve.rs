@@ -7,11 +7,14 @@ use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage};
 use super::link::PeerLink;
 use crate::edge::{Edge, Link};
 use crate::owner::Owner;
+use crate::store::{Base, Replicated};
 use bytes::Bytes;
-use godwit_core::{Command, Sender};
+use godwit_core::entry::decode_record;
+use godwit_core::{Command, Entry, Sender};
+use godwit_gossip::Kind;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{EnrolRequest, Reply};
-use godwit_wire::{Code, DeviceId, Refusal, Ticket};
+use godwit_wire::frame::{Ack, EnrolRequest, Reply};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, Ticket};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
@@ -27,7 +30,16 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
     }
     tracing::info!(peer = %link.relay(), "linked");
     edge.router.cluster.linked(&link);
-    let served = Arc::new(Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default() });
+    let region = edge
+        .router
+        .owner
+        .as_ref()
+        .filter(|owner| link.peer.kind() == Kind::Store && link.relay().region() != owner.region);
+    let region = region.map(|_| edge.registry.region(link.clone()));
+    if let (Some(owner), Some(region)) = (&edge.router.owner, &region) {
+        owner.fanout.attached(region.clone()).await;
+    }
+    let served = Arc::new(Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region });
     let result = served.run().await;
     if let Err(refusal) = &result {
         edge.metrics.malformed.inc();
@@ -37,7 +49,7 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
     edge.router.peers.leave(&link);
     let attached = std::mem::take(&mut *served.attached.lock().unwrap_or_else(PoisonError::into_inner));
     if let Some(owner) = &edge.router.owner {
-        for device in attached.into_values() {
+        for device in attached.into_values().chain(served.region.clone()) {
             owner.fanout.detached(device).await;
         }
     }
@@ -49,6 +61,8 @@ struct Served {
     link: Arc<PeerLink>,
     /// Devices connected to the peer that are served from here.
     attached: Mutex<HashMap<DeviceId, Arc<Link>>>,
+    /// If both ends hold the store of a region: the way by which the other region gets its users' entries.
+    region: Option<Arc<Link>>,
 }
 
 fn malformed(error: impl ToString) -> Refusal {
@@ -141,6 +155,41 @@ impl Served {
                 }
                 return;
             }
+            PeerFrame::PushUsers { users, except, chat, event } => {
+                if self.is_home_of(&chat) {
+                    for user in users {
+                        self.edge.registry.push_user(&user, except.as_ref(), &chat, &event);
+                    }
+                }
+                return;
+            }
+            PeerFrame::Replicate { chat, base, entries } => return self.replicate(chat, base, &entries).await,
+            PeerFrame::Replicated(acks) => {
+                if let (Ok(owner), Some(link)) = (self.owner(), &self.region) {
+                    owner.fanout.acknowledged(link.clone(), acks).await;
+                }
+                return;
+            }
+            PeerFrame::Lacks { chat, have } => {
+                if let (Ok(owner), Some(link)) = (self.owner(), &self.region) {
+                    owner.fanout.lacks(link.clone(), chat, have).await;
+                }
+                return;
+            }
+            PeerFrame::Reached { chat, marks } => {
+                if let Ok(owner) = self.owner() {
+                    owner.fanout.reached(self.link.relay().region(), chat, marks).await;
+                }
+                return;
+            }
+            PeerFrame::Floors { chat, delivered, read } => {
+                if let Ok(owner) = self.owner()
+                    && self.is_home_of(&chat)
+                {
+                    owner.fanout.floors(chat, delivered, read).await;
+                }
+                return;
+            }
             PeerFrame::Unsupported
             | PeerFrame::Done
             | PeerFrame::Refused(_)
@@ -150,6 +199,31 @@ impl Served {
         if number != 0 {
             self.link.reply(number, None, &reply.unwrap_or_else(PeerFrame::Refused));
         }
+    }
+
+    fn is_home_of(&self, chat: &ChatId) -> bool {
+        *chat.home() == self.link.relay().region()
+    }
+
+    /// Keeps entries of a chat whose home the peer holds, and says so once they are durable.
+    async fn replicate(&self, chat: ChatId, base: Option<Base>, records: &[Bytes]) {
+        let Ok(owner) = self.owner() else { return };
+        let entries: Result<Vec<Entry>, _> = records.iter().map(|record| decode_record(record)).collect();
+        let Some(entries) = entries.ok().filter(|entries| !entries.is_empty() && self.is_home_of(&chat)) else {
+            tracing::warn!(peer = %self.link.relay(), %chat, "entries that cannot be taken were passed over");
+            return;
+        };
+        // What is not taken now is sent again.
+        let Ok(durable) = owner.store.replicate(chat.clone(), base, entries).await else { return };
+        let link = self.link.clone();
+        tokio::spawn(async move {
+            let note = match durable.await {
+                Ok(Replicated::UpTo(up_to)) => PeerFrame::Replicated(vec![Ack { chat: chat.clone(), up_to }]),
+                Ok(Replicated::Gap { have }) => PeerFrame::Lacks { chat: chat.clone(), have },
+                Err(_) => return,
+            };
+            link.note(Some(&chat), &note);
+        });
     }
 
     fn owner(&self) -> Result<&Owner, Refusal> {
@@ -218,7 +292,8 @@ impl Served {
         let Some(chat) = commands.first().map(|command| command.stamp.chat.clone()) else {
             return Err(malformed("no requests"));
         };
-        let outcomes = owner.store.submit(commands).await?;
+        let missing = self.edge.router.missing(&commands).await;
+        let outcomes = owner.store.submit_with(commands, missing).await?;
         let link = self.link.clone();
         tokio::spawn(async move {
             let reply = outcomes.await.map_or_else(PeerFrame::Refused, PeerFrame::Outcomes);
@@ -256,6 +331,17 @@ impl Served {
                 let answer = async { self.owner()?.enrol(&token, csr).await };
                 let reply = answer.await.map_or_else(Reply::Refused, Reply::Certificate);
                 write(&mut send, &reply).await
+            }
+            PeerAsk::Missing(users) => {
+                let owner = self.owner().map(|owner| owner.store.clone());
+                let page = match owner {
+                    Ok(store) => match store.read(move |store| store.missing(&users)).await {
+                        Ok(missing) => PeerPage::Missing(missing),
+                        Err(error) => PeerPage::Refused(error.refusal()),
+                    },
+                    Err(refusal) => PeerPage::Refused(refusal),
+                };
+                write(&mut send, &page).await
             }
             PeerAsk::Claims { epoch, since } => {
                 let mut written = Ok(());

@@ -9,7 +9,7 @@ use godwit_core::{
     Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
     View, decide,
 };
-use godwit_wire::{ChatId, MessageId, Refusal, Seq, UserId};
+use godwit_wire::{ChatId, MessageId, Refusal, RegionId, Seq, UserId};
 use redb::ReadableTable;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,8 +26,17 @@ pub(super) struct ChatState {
     marked: u64,
     /// On the dirty list.
     pub(super) dirty: bool,
+    /// Of a copy: entries up to here change nothing but its head. 0 where that is none.
+    pub(super) base: u64,
     /// The batch that used it last.
     used: u64,
+}
+
+impl ChatState {
+    /// The copy of a chat whose home is another region: its numbers are no business of this one.
+    pub(super) fn replica(chat: Chat, base: Option<Seq>) -> Self {
+        Self { chat, senders: HashMap::new(), marked: 0, dirty: false, base: base.map_or(0, Seq::get), used: 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -40,13 +49,31 @@ struct SenderState {
 }
 
 /// The states of chats in use. A state can be dropped at any time: the store has all of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ChatCache {
+    region: RegionId,
     states: HashMap<ChatId, ChatState>,
     batch: u64,
 }
 
 impl ChatCache {
+    pub(super) fn new(region: RegionId) -> Self {
+        Self { region, states: HashMap::new(), batch: 0 }
+    }
+
+    /// The state of `chat`, if it is in memory.
+    pub(super) fn cached(&mut self, chat: &ChatId) -> Option<&mut ChatState> {
+        self.states.get_mut(chat)
+    }
+
+    pub(super) fn enter(&mut self, state: ChatState) {
+        self.states.insert(state.chat.id.clone(), ChatState { used: self.batch, ..state });
+    }
+
+    pub(super) fn forget(&mut self, chat: &ChatId) {
+        self.states.remove(chat);
+    }
+
     pub(super) fn clear(&mut self) {
         self.states.clear();
     }
@@ -66,7 +93,7 @@ impl ChatCache {
     /// The state of `chat`, read if need be; none if there is no such chat.
     pub(super) fn get(&mut self, tables: &Tables<'_>, chat: &ChatId) -> Result<Option<&mut ChatState>, StoreError> {
         if !self.states.contains_key(chat) {
-            match load(tables, chat)? {
+            match load(tables, chat, &self.region)? {
                 Some(state) => self.states.insert(chat.clone(), state),
                 None => return Ok(None),
             };
@@ -101,16 +128,19 @@ pub(super) fn participants(
     Ok(rows)
 }
 
-fn load(tables: &Tables<'_>, id: &ChatId) -> Result<Option<ChatState>, StoreError> {
+fn load(tables: &Tables<'_>, id: &ChatId, region: &RegionId) -> Result<Option<ChatState>, StoreError> {
     let key = Key::new().chat(id).bytes();
     let Some(row) = Read::record::<ChatRow>(&tables.chats, &key)? else { return Ok(None) };
     let last = last_entry(&tables.log, id)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
     let rows = participants(&tables.participants, id)?;
     let cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
     let chat = Chat::from_records(id.clone(), row.kind, row.title, row.created_at, rows, &last);
+    let dirty = tables.dirty.record::<()>(&key)?.is_some();
+    if id.home() != region {
+        return Ok(Some(ChatState { dirty, ..ChatState::replica(chat, tables.bases.record(&key)?) }));
+    }
     let marked = cursor.marked.map_or(0, Seq::get);
-    let mut state =
-        ChatState { chat, senders: HashMap::new(), marked, dirty: tables.dirty.record::<()>(&key)?.is_some(), used: 0 };
+    let mut state = ChatState { chat, senders: HashMap::new(), marked, dirty, base: 0, used: 0 };
     if last.seq.get() > marked {
         let first = Seq::new(marked + 1).map_err(|_| StoreError::BadKey)?;
         let (start, end) = (keys::log(id, first), keys::log(id, last.seq));
@@ -147,6 +177,8 @@ fn load_sender(tables: &Tables<'_>, chat: &ChatId, sender: &Sender) -> Result<Se
 }
 
 struct CommandView<'a, 't> {
+    region: &'a RegionId,
+    missing: &'a [UserId],
     tables: &'a Tables<'t>,
     command: &'a Command,
     chat: Option<&'a Chat>,
@@ -203,6 +235,10 @@ impl View for CommandView<'_, '_> {
     }
 
     fn user_exists(&self, user: &UserId) -> Result<bool, StoreError> {
+        if !user.is_home(self.region) {
+            // Whoever asked the user's home before says so.
+            return Ok(!self.missing.contains(user));
+        }
         let (start, end) = Key::new().user(user).prefix();
         Ok(self.tables.devices.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some())
     }
@@ -211,7 +247,9 @@ impl View for CommandView<'_, '_> {
 /// Commands of one lane, answered together.
 #[derive(Debug)]
 pub(super) struct Commands {
-    pub(super) commands: Vec<Command>,
+    pub(super) batch: Vec<Command>,
+    /// Users of other homes who do not exist.
+    pub(super) missing: Vec<UserId>,
     pub(super) in_flight: Arc<InFlight>,
 }
 
@@ -219,15 +257,20 @@ impl Write for Commands {
     type Output = Vec<Outcome>;
 
     fn commands(&self) -> usize {
-        self.commands.len()
+        self.batch.len()
     }
 
     fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
-        self.commands.iter().map(|command| run(command, batch, &self.in_flight)).collect()
+        self.batch.iter().map(|command| run(command, &self.missing, batch, &self.in_flight)).collect()
     }
 }
 
-fn run(command: &Command, batch: &mut Batch<'_, '_>, in_flight: &Arc<InFlight>) -> Result<Outcome, StoreError> {
+fn run(
+    command: &Command,
+    missing: &[UserId],
+    batch: &mut Batch<'_, '_>,
+    in_flight: &Arc<InFlight>,
+) -> Result<Outcome, StoreError> {
     let id = &command.stamp.chat;
     let mut state = batch.chats.get(&batch.tables, id)?;
     let mark = match &mut state {
@@ -243,7 +286,14 @@ fn run(command: &Command, batch: &mut Batch<'_, '_>, in_flight: &Arc<InFlight>) 
             state.senders.get(&command.sender).map(|s| s.mark).unwrap_or_default()
         }
     };
-    let view = CommandView { tables: &batch.tables, command, chat: state.as_deref().map(|s| &s.chat), mark };
+    let view = CommandView {
+        region: batch.region,
+        missing,
+        tables: &batch.tables,
+        command,
+        chat: state.as_deref().map(|s| &s.chat),
+        mark,
+    };
     match decide(command, &view, batch.now)? {
         Decision::Answer(outcome) => Ok(outcome),
         Decision::Void(refusal) => void(command, refusal, batch),
@@ -304,14 +354,14 @@ fn append(
         let (chat, applied) =
             Chat::created(id.clone(), &entry).ok_or(StoreError::Inconsistent("an entry without a chat"))?;
         let used = batch.chats.batch;
-        let state = ChatState { chat, senders: HashMap::new(), marked: 0, dirty: false, used };
+        let state = ChatState { chat, senders: HashMap::new(), marked: 0, dirty: false, base: 0, used };
         batch.chats.states.insert(id.clone(), state);
         applied
     };
     let Applied { recipients, projections } = applied;
     let state = batch.chats.states.get_mut(id).expect("it was found or made above");
     for projection in projections {
-        project(&projection, &state.chat, tables)?;
+        project(&projection, &state.chat, tables, batch.region)?;
     }
     let sender = state.senders.entry(command.sender.clone()).or_default();
     sender.mark = Mark { n: entry.n, id: Some(entry.id), last: Some(Link { n: entry.n, seq: entry.seq }) };
@@ -333,7 +383,12 @@ fn append(
     Ok(outcome)
 }
 
-fn project(projection: &Projection, chat: &Chat, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+pub(super) fn project(
+    projection: &Projection,
+    chat: &Chat,
+    tables: &mut Tables<'_>,
+    region: &RegionId,
+) -> Result<(), StoreError> {
     let key = Key::new().chat(&chat.id);
     match projection {
         Projection::Chat => {
@@ -343,7 +398,11 @@ fn project(projection: &Projection, chat: &Chat, tables: &mut Tables<'_>) -> Res
         Projection::Participant(user) => {
             let row = chat.participant(user).ok_or(StoreError::Inconsistent("a participant without a row"))?;
             put(&mut tables.participants, &key.user(user).bytes(), row)?;
-            put(&mut tables.user_chats, &Key::new().user(user).chat(&chat.id).bytes(), &())
+            // The list of a user's chats is at the user's home.
+            if user.is_home(region) {
+                put(&mut tables.user_chats, &Key::new().user(user).chat(&chat.id).bytes(), &())?;
+            }
+            Ok(())
         }
         Projection::Erase { of, by } => {
             let key = keys::log(&chat.id, *of);

@@ -43,7 +43,7 @@ impl Write for InboxWrites {
                     // A device that was revoked meanwhile keeps no inbox.
                     let device: Option<Device> =
                         batch.tables.devices.record(&Key::new().device(&write.device).bytes())?;
-                    if device.is_none_or(|device| device.revoked) {
+                    if !write.device.is_region() && device.is_none_or(|device| device.revoked) {
                         continue;
                     }
                     if row.is_none() {

@@ -88,6 +88,13 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
             let expected = region.to_string();
             return Err(StoreError::OtherRegion { path: path.to_owned(), found, expected });
         }
+        if matches!(txn.open_table(tables::BASES), Err(redb::TableError::TableDoesNotExist(_))) {
+            // Written before there were copies of other regions' chats.
+            drop(txn);
+            let txn = database.begin_write()?;
+            drop(Tables::open(&txn)?);
+            txn.commit()?;
+        }
         return Ok(());
     }
     if txn.list_tables()?.next().is_some() {
@@ -108,6 +115,12 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
 pub fn generation(database: &Database) -> Result<u64, StoreError> {
     let text = meta::get(&database.begin_read()?, meta::GENERATION)?;
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
+}
+
+/// The region whose users and chats the store holds.
+pub fn region(database: &Database) -> Result<RegionId, StoreError> {
+    let text = meta::get(&database.begin_read()?, meta::REGION)?;
+    text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
 /// Copies the store as it is now to a new file at `to`. Its generation is one higher, so that clients which connect to
@@ -197,6 +210,10 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
         let (chat, seq) = (parts.chat()?, parts.seq()?);
         let entry: Entry = decode(value.value())?;
         report.entries += 1;
+        if *chat.home() != region {
+            // A copy, which may begin anywhere.
+            continue;
+        }
         if replay.as_ref().is_none_or(|replay| replay.id != chat) {
             finish(replay.take(), &rows, &mut report)?;
             report.chats += 1;
@@ -207,7 +224,10 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
         }
     }
     finish(replay, &rows, &mut report)?;
-    let chat_rows = txn.open_table(tables::CHATS)?.len()?;
+    let mut chat_rows = 0;
+    for row in txn.open_table(tables::CHATS)?.iter()? {
+        chat_rows += u64::from(*Parts(row?.0.value()).chat()?.home() == region);
+    }
     if chat_rows != report.chats {
         report.fault(format!("{chat_rows} chats are listed, {} have a log", report.chats));
     }

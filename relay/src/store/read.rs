@@ -1,18 +1,18 @@
 //! Reads, on a snapshot beside the writer.
 
-use super::StoreError;
 use super::chats::{last_entry, participants};
 use super::keys::{self, Key, Parts};
 use super::tables::{
-    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, INBOX, LOG, PARTICIPANTS, Read, USER_CHATS, WATERMARKS,
+    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, Read, USER_CHATS, WATERMARKS,
     Watermark, decode,
 };
+use super::{Base, StoreError};
 use godwit_core::inbox::InboxRow;
 use godwit_core::participant::Visibility;
 use godwit_core::{Chat, Device, Entry, Participant};
 use godwit_wire::entry::Member;
 use godwit_wire::frame::{ChatInfo, ChatList, ChatSummary, HistoryPage, Range, SeqRange};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, Seq, UserId, limits};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, Seq, UserId, limits};
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,19 @@ pub(crate) struct Stretch {
     pub(crate) hidden: Vec<SeqRange>,
     /// The last entry this user may see.
     pub(crate) head: Seq,
+}
+
+/// Entries of a chat for one region.
+#[derive(Debug, Default)]
+pub(crate) struct RegionRun {
+    /// The chat as it is, if the region takes part anew with the first entry.
+    pub(crate) base: Option<Base>,
+    /// Ascending, without a hole.
+    pub(crate) entries: Vec<Entry>,
+    /// Everything up to here is in `entries`, or not for the region.
+    pub(crate) covered: Option<Seq>,
+    /// The end of the log.
+    pub(crate) head: Option<Seq>,
 }
 
 /// How much one page takes at most.
@@ -119,6 +132,12 @@ impl Snapshot {
             }
         }
         Ok(all)
+    }
+
+    /// How far the slowest got, as it was saved last.
+    pub(crate) fn floors(&self, chat: &ChatId) -> Result<(Option<Floor>, Option<Floor>), StoreError> {
+        let cursor: CursorRow = self.table(CURSORS)?.record(&Key::new().chat(chat).bytes())?.unwrap_or_default();
+        Ok((cursor.delivered, cursor.read))
     }
 
     /// A page of history.
@@ -286,6 +305,55 @@ impl Snapshot {
             (entry, recipients)
         });
         Ok(Unsettled { chat: chat.clone(), entries: entries.collect() })
+    }
+
+    /// The next entries from `from` on that are for users of `region`: a run without a hole.
+    pub(crate) fn region_run(
+        &self,
+        region: &RegionId,
+        chat: &ChatId,
+        from: Seq,
+        limit: PageLimit,
+    ) -> Result<RegionRun, StoreError> {
+        let log = self.table(LOG)?;
+        let row = self.table(CHATS)?.record::<ChatRow>(&Key::new().chat(chat).bytes())?;
+        let (Some(last), Some(row)) = (last_entry(&log, chat)?, row) else { return Ok(RegionRun::default()) };
+        let rows = participants(&self.table(PARTICIPANTS)?, chat)?;
+        let takes_part = |seq: Seq| rows.iter().any(|(user, row)| user.is_home(region) && row.sees(seq));
+        let mut run = RegionRun { head: Some(last.seq), ..RegionRun::default() };
+        let mut first = from;
+        while first <= last.seq && !takes_part(first) {
+            run.covered = Some(first);
+            first = first.next();
+        }
+        let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
+        let (start, end) = (keys::log(chat, first), keys::log(chat, last.seq));
+        if first <= last.seq {
+            page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?)?;
+        }
+        run.entries = page.entries;
+        let ends = run.entries.iter().position(|entry| !takes_part(entry.seq)).unwrap_or(run.entries.len());
+        run.entries.truncate(ends);
+        run.covered = run.entries.last().map(|entry| entry.seq).or(run.covered);
+        if !run.entries.is_empty() && first.prev().is_some_and(|before| !takes_part(before)) {
+            let ChatRow { kind, title, created_at } = row;
+            let participants = rows.into_iter().collect();
+            run.base = Some(Base { as_of: last.seq, kind, title, created_at, participants });
+        }
+        Ok(run)
+    }
+
+    /// Which of `users`, whose home this is, were never enrolled.
+    pub(crate) fn missing(&self, users: &[UserId]) -> Result<Vec<UserId>, StoreError> {
+        let devices = self.table(DEVICES)?;
+        let mut missing = Vec::new();
+        for user in users {
+            let (start, end) = Key::new().user(user).prefix();
+            if devices.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_none() {
+                missing.push(user.clone());
+            }
+        }
+        Ok(missing)
     }
 
     /// Totals over the inboxes, for metrics. Reads every row: for now and then.

@@ -29,6 +29,8 @@ pub(super) const CURSORS: Definition = TableDefinition::new("cursors");
 pub(super) const WATERMARKS: Definition = TableDefinition::new("watermarks");
 /// chat → nothing: chats whose log may reach beyond what is settled
 pub(super) const DIRTY: Definition = TableDefinition::new("dirty");
+/// chat → `Seq`: of a copy, the entry that its base follows from, see `replica`
+pub(super) const BASES: Definition = TableDefinition::new("bases");
 /// (device, chat) → `InboxRow`
 pub(super) const INBOX: Definition = TableDefinition::new("inbox");
 /// device → `Device`
@@ -39,8 +41,8 @@ pub(super) const TOKENS: Definition = TableDefinition::new("tokens");
 pub(super) const META: Definition = TableDefinition::new("meta");
 
 /// All tables, for copying a store. `META` is written by whoever makes the copy.
-pub(super) const RECORDS: [Definition; 11] =
-    [LOG, CHATS, PARTICIPANTS, USER_CHATS, NUMBERS, CURSORS, WATERMARKS, DIRTY, INBOX, DEVICES, TOKENS];
+pub(super) const RECORDS: [Definition; 12] =
+    [LOG, CHATS, PARTICIPANTS, USER_CHATS, NUMBERS, CURSORS, WATERMARKS, DIRTY, BASES, INBOX, DEVICES, TOKENS];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChatRow {
@@ -124,6 +126,7 @@ impl Record for CursorRow {}
 impl Record for Watermark {}
 impl Record for InboxRow {}
 impl Record for Device {}
+impl Record for Seq {}
 /// Tables that hold only keys.
 impl Record for () {}
 
@@ -154,6 +157,7 @@ pub(super) struct Tables<'t> {
     pub(super) cursors: WriteTable<'t>,
     pub(super) watermarks: WriteTable<'t>,
     pub(super) dirty: WriteTable<'t>,
+    pub(super) bases: WriteTable<'t>,
     pub(super) inbox: WriteTable<'t>,
     pub(super) devices: WriteTable<'t>,
     pub(super) tokens: WriteTable<'t>,
@@ -170,6 +174,7 @@ impl<'t> Tables<'t> {
             cursors: txn.open_table(CURSORS)?,
             watermarks: txn.open_table(WATERMARKS)?,
             dirty: txn.open_table(DIRTY)?,
+            bases: txn.open_table(BASES)?,
             inbox: txn.open_table(INBOX)?,
             devices: txn.open_table(DEVICES)?,
             tokens: txn.open_table(TOKENS)?,

@@ -9,7 +9,7 @@ use super::chats::ChatCache;
 use super::tables::Tables;
 use super::{Committed, Opener, Shared, StoreError};
 use crate::metrics::Metrics;
-use godwit_wire::{Clock, Code, Refusal, UnixMillis};
+use godwit_wire::{Clock, Code, Refusal, RegionId, UnixMillis};
 use redb::Database;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ const FREE_SPACE_AGE: Duration = Duration::from_millis(200);
 pub(super) struct Batch<'t, 'c> {
     pub(super) tables: Tables<'t>,
     pub(super) chats: &'c mut ChatCache,
+    pub(super) region: &'c RegionId,
     pub(super) committed: Vec<Committed>,
     pub(super) now: UnixMillis,
     pub(super) metrics: &'c Metrics,
@@ -109,6 +110,7 @@ pub(super) struct Writer {
     pub(super) metrics: Metrics,
     pub(super) cached_chats: usize,
     pub(super) reserve_bytes: u64,
+    pub(super) region: RegionId,
     pub(super) chats: ChatCache,
     pub(super) free_space: Option<(Instant, bool)>,
     pub(super) reopen_at: Option<Instant>,
@@ -220,6 +222,7 @@ impl Writer {
             let mut batch = Batch {
                 tables: Tables::open(&txn)?,
                 chats: &mut self.chats,
+                region: &self.region,
                 committed: Vec::new(),
                 now: self.clock.now(),
                 metrics: &self.metrics,

@@ -1,0 +1,188 @@
+//! Other regions as recipients: the home of a chat sends its log to the home of every participant, as it sends it to
+//! devices, with a row for a region that is behind. What is told back is how far that region's users got, and to it how
+//! far everybody did.
+
+use super::chat::Floors;
+use super::{Report, Worker, entry_event, event_frame};
+use crate::edge::Link;
+use crate::peers::frame::PeerFrame;
+use crate::store::{PageLimit, RegionRun, Watermark};
+use bytes::Bytes;
+use godwit_core::Entry;
+use godwit_core::entry::encode_record;
+use godwit_core::inbox::Track;
+use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Entries and bytes of one page for a region.
+const PAGE: PageLimit = PageLimit { entries: 512, bytes: 256 << 10 };
+
+/// A page of a log that was read for a region.
+#[derive(Debug)]
+pub(super) struct RegionRead {
+    pub(super) device: DeviceId,
+    pub(super) epoch: u64,
+    pub(super) chat: ChatId,
+    pub(super) run: Option<RegionRun>,
+}
+
+/// An entry as it travels between regions.
+pub(super) fn record(entry: &Entry) -> Bytes {
+    encode_record(entry).into()
+}
+
+impl Worker {
+    /// Who is to be served from here: users of this region, and the regions of the others. Of a copy nobody else is.
+    pub(super) fn served(&self, chat: &ChatId, recipients: &[UserId]) -> Vec<UserId> {
+        let mut served = Vec::with_capacity(recipients.len());
+        let mut regions = BTreeSet::new();
+        for user in recipients {
+            if user.is_home(&self.region) {
+                served.push(user.clone());
+            } else if *chat.home() == self.region {
+                regions.insert(user.home());
+            }
+        }
+        served.extend(regions.iter().map(UserId::of_region));
+        served
+    }
+
+    /// Reads on for a region that is behind.
+    pub(super) fn drain_region(&self, link: &Arc<Link>, chat: ChatId, from: Seq) {
+        let (store, report) = (self.store.clone(), self.report.clone());
+        let (device, epoch, region) = (link.device.clone(), link.epoch, link.device.home());
+        tokio::spawn(async move {
+            let id = chat.clone();
+            let run = store.read(move |store| store.region_run(&region, &id, from, PAGE)).await;
+            let run = run.inspect_err(|error| tracing::warn!(%error, %chat, "a log cannot be read")).ok();
+            // Nobody hears it if the relay is stopping.
+            let _ = report.send(Report::Region(RegionRead { device, epoch, chat, run }));
+        });
+    }
+
+    pub(super) fn region_page(&mut self, read: RegionRead) {
+        let now = self.now();
+        let Some(state) = self.devices.get_mut(&read.device) else { return };
+        let Some(link) = state.link.clone().filter(|link| link.epoch == read.epoch) else { return };
+        state.reading = false;
+        // The next look finds a store that can be read again.
+        let Some(run) = read.run else { return };
+        let Some(track) = state.track(&read.chat).copied().filter(|track| matches!(track, Track::Behind { .. })) else {
+            self.drain(&read.device);
+            return;
+        };
+        let mut covered = run.covered.filter(|_| run.entries.is_empty());
+        let mut fits = true;
+        for (i, entry) in run.entries.iter().enumerate() {
+            let base = run.base.clone().filter(|_| i == 0);
+            fits = fits && link.replicate(&read.chat, base, entry.seq, record(entry));
+            if fits {
+                covered = Some(entry.seq);
+            }
+        }
+        let after = track.read_up_to(covered, run.head, now);
+        if after.is_none() {
+            self.moves.insert((read.device.clone(), read.chat.clone()), crate::store::InboxChange::Remove);
+        }
+        state.set(&read.chat, after);
+        if fits || after != Some(track) {
+            self.drain(&read.device);
+        }
+    }
+
+    /// A region does not have what came before what it got.
+    pub(super) fn lacks(&mut self, link: &Arc<Link>, chat: &ChatId, have: Option<Seq>) {
+        let Some(state) = self.devices.get_mut(&link.device) else { return };
+        if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
+            return;
+        }
+        let from = have.map_or(Seq::FIRST, Seq::next);
+        link.rewind(chat);
+        state.set(chat, Some(Track::Behind { from, pushed: None, latest: None }));
+        let device = link.device.clone();
+        self.begin_row(&device, chat, from);
+        self.drain(&device);
+    }
+
+    /// How far users of another region got, as their home says.
+    pub(super) fn reached_elsewhere(&mut self, region: &RegionId, chat: &ChatId, marks: Vec<(UserId, Watermark)>) {
+        if *chat.home() != self.region {
+            return;
+        }
+        for (user, mark) in marks.into_iter().filter(|(user, _)| user.is_home(region)) {
+            if let Some(delivered) = mark.delivered {
+                self.reached(&user, None, chat.clone(), delivered, false);
+            }
+            if let Some(read) = mark.read {
+                self.reached(&user, None, chat.clone(), read, true);
+            }
+        }
+    }
+
+    /// How far everybody got in a chat, as its home says.
+    pub(super) fn floors(&mut self, chat: &ChatId, floors: Floors) {
+        let now = self.now();
+        let fan = self.chats.entry(chat.clone()).or_default();
+        fan.active_millis = now;
+        fan.set_floors(floors);
+        self.load_chat(chat);
+    }
+
+    fn region_link(&self, region: &RegionId) -> Option<&Arc<Link>> {
+        self.devices.get(&DeviceId::of_region(region))?.link.as_ref()
+    }
+
+    /// Tells the homes of chats how far this region's users got, and other regions how far everybody did.
+    pub(super) fn tell_regions(&mut self) {
+        let mut told = Vec::new();
+        for (chat, fan) in &self.chats {
+            if *chat.home() != self.region {
+                let marks = fan.untold();
+                if !marks.is_empty()
+                    && let Some(link) = self.region_link(chat.home())
+                    && link.note(chat, &PeerFrame::Reached { chat: chat.clone(), marks })
+                {
+                    told.push(chat.clone());
+                }
+            } else if let Some(floors) = fan.floors_to_tell() {
+                let (delivered, read) = floors;
+                let frame = PeerFrame::Floors { chat: chat.clone(), delivered, read };
+                for region in fan.regions(&self.region) {
+                    // A region that is away is told with the next change.
+                    self.region_link(&region).map(|link| link.note(chat, &frame));
+                }
+                told.push(chat.clone());
+            }
+        }
+        for chat in told {
+            if let Some(fan) = self.chats.get_mut(&chat) {
+                fan.told_regions();
+            }
+        }
+    }
+
+    /// Gives an entry at once to devices whose home is away, wherever they are connected. It is only a hint that finds
+    /// them, and nobody waits for it: their home serves them once it is back.
+    pub(super) fn push_directly(&self, chat: &ChatId, entry: &Entry, recipients: &[UserId]) {
+        let Some(cluster) = &self.cluster else { return };
+        let away = |user: &&UserId| {
+            !user.is_home(&self.region) && self.region_link(&user.home()).is_none_or(|link| link.is_closed())
+        };
+        let users: Vec<UserId> = recipients.iter().filter(away).cloned().collect();
+        if users.is_empty() {
+            return;
+        }
+        let event = event_frame(&entry_event(chat, entry));
+        for user in &users {
+            if self.registry.push_user(user, Some(&entry.from), chat, &event) {
+                self.metrics.direct_pushes.inc();
+            }
+        }
+        for (peer, users) in cluster.holders(&users) {
+            self.metrics.direct_pushes.inc_by(users.len() as u64);
+            let except = Some(entry.from.clone());
+            peer.note(Some(chat), &PeerFrame::PushUsers { users, except, chat: chat.clone(), event: event.clone() });
+        }
+    }
+}
