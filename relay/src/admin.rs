@@ -94,6 +94,12 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
         }
     }
     drop(totals_at);
+    let (depth, oldest) = admin.edge.outbox.depth();
+    metrics.outbox_depth.set(gauge(depth as u64));
+    metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
+    let cluster = admin.edge.router.cluster.report();
+    metrics.members.set(gauge(cluster.members.len() as u64));
+    metrics.claims.set(gauge(cluster.claims_known as u64));
     metrics.store_size.set(std::fs::metadata(&admin.store_path).map_or(0, |meta| gauge(meta.len())));
     let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
     metrics.certificate_expiry.set(gauge(expiry));

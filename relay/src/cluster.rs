@@ -83,7 +83,8 @@ impl Cluster {
         }
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs something until this relay leaves the cluster.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -94,7 +95,10 @@ impl Cluster {
     }
 
     fn serve(&self, link: Arc<PeerLink>) {
-        if let Some(edge) = self.edge.get().and_then(Weak::upgrade) {
+        // At once: whoever looks for a link must find it.
+        if let Some(edge) = self.edge.get().and_then(Weak::upgrade)
+            && self.peers.enter(&link)
+        {
             self.spawn(async move { peers::serve(&edge, link).await });
         }
     }
@@ -220,8 +224,6 @@ impl Cluster {
             match self.peers.dial(identity.addr()).await {
                 Ok(link) => {
                     self.serve(link);
-                    // Entering it is a change.
-                    let _ = tokio::time::timeout(FIRST_WAIT, changes.changed()).await;
                 }
                 Err(refusal) => {
                     tracing::debug!(relay = %identity.relay(), %refusal, "cannot dial");
@@ -246,6 +248,10 @@ impl Cluster {
             for address in resolve(address).await {
                 if address == self.peers.me().addr() {
                     continue;
+                }
+                if let Some(relay) = self.peers.linked_to(address) {
+                    found = Some(relay);
+                    break;
                 }
                 match self.peers.dial(address).await {
                     Ok(link) => {

@@ -41,7 +41,7 @@ pub struct Config {
     pub cluster: ClusterSection,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
     /// `store`: holds its region's store and decides for its users and chats; one relay a region. `edge`: carries
@@ -56,6 +56,10 @@ pub struct ClusterSection {
     pub network: Network,
     /// Who hears which users are connected here: all relays, or those of the region, for very large clusters.
     pub presence: PresenceScope,
+    /// Requests that wait for a home out of reach.
+    pub outbox: Size<{ 1 << 20 }>,
+    /// Of these, one user's.
+    pub outbox_per_user: Size<{ 64 << 10 }>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +154,20 @@ impl Default for Config {
             limits: LimitsSection::default(),
             admission: AdmissionSection::default(),
             cluster: ClusterSection::default(),
+        }
+    }
+}
+
+impl Default for ClusterSection {
+    fn default() -> Self {
+        Self {
+            role: Role::default(),
+            advertise: None,
+            join: Vec::new(),
+            network: Network::default(),
+            presence: PresenceScope::default(),
+            outbox: Size::of(256 << 20),
+            outbox_per_user: Size::of(16 << 20),
         }
     }
 }

@@ -11,7 +11,7 @@
 mod accept;
 mod admission;
 mod enrol;
-mod forward;
+pub(crate) mod forward;
 mod lane;
 mod limits;
 mod link;
@@ -27,6 +27,7 @@ pub(crate) use link::Link;
 pub(crate) use registry::Registry;
 
 use crate::metrics::Metrics;
+use crate::outbox::Outbox;
 use crate::peers::{DeviceCredential, PeerLink};
 use crate::router::Router;
 use admission::Admissions;
@@ -44,6 +45,7 @@ pub(crate) struct Edge {
     pub(crate) relay: RelayId,
     pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) outbox: Arc<Outbox>,
     /// Proves devices at other relays.
     pub(crate) chains: ChainVerifier,
     pub(crate) clock: Clock,
@@ -66,6 +68,7 @@ pub(crate) struct EdgeParts {
     pub(crate) relay: RelayId,
     pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) chains: ChainVerifier,
     pub(crate) clock: Clock,
     pub(crate) rates: UserRates,
@@ -79,6 +82,7 @@ impl Edge {
             relay: parts.relay,
             router: parts.router,
             registry: parts.registry,
+            outbox: parts.outbox,
             chains: parts.chains,
             clock: parts.clock,
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),

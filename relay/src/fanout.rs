@@ -40,7 +40,7 @@ use godwit_core::inbox::Track;
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
-use region::RegionRead;
+use region::{RegionRead, Told};
 use save::{Save, Saved};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -129,6 +129,7 @@ enum Input {
 enum Report {
     Page(PageRead),
     Region(RegionRead),
+    Told(Told),
     Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark>, floors: Floors },
     LoadFailed { chat: ChatId },
     Saved(Saved),
@@ -443,6 +444,7 @@ impl Worker {
                 let current = self.devices.get(&link.device).and_then(|device| device.link.as_ref());
                 // The late end of an old connection removes nothing of a new one.
                 if current.is_some_and(|current| current.epoch == link.epoch) {
+                    tracing::debug!(device = %link.device, epoch = link.epoch, "detached");
                     self.detach(&link.device);
                 }
             }
@@ -478,6 +480,10 @@ impl Worker {
                 return;
             }
         }
+        if link.is_closed() {
+            // Its end may have been heard of before, and something newer may be attached already.
+            return;
+        }
         if let Some(current) = self.devices.get(&device).and_then(|state| state.link.as_ref())
             && current.epoch != link.epoch
         {
@@ -489,6 +495,7 @@ impl Worker {
             current.close(&Code::Replaced.into());
         }
         self.detach(&device);
+        tracing::debug!(%device, epoch = link.epoch, known = self.devices.contains_key(&device), "attached");
         if let Some(state) = self.devices.get_mut(&device) {
             state.link = Some(link);
         }
@@ -520,10 +527,11 @@ impl Worker {
         match result {
             Report::Page(page) => self.page(page),
             Report::Region(read) => self.region_page(read),
+            Report::Told(told) => self.told(told),
             Report::Loaded { chat, head, watermarks, floors } => {
                 let copy = (*chat.home() != self.region).then_some(floors);
                 if let Some(fan) = self.chats.get_mut(&chat) {
-                    fan.load(head, watermarks, copy);
+                    fan.load(&self.region, head, watermarks, copy);
                 }
                 // Without a head there is no such chat, and nothing to take of it.
                 let deferred = self.deferred.remove(&chat).unwrap_or_default();

@@ -10,6 +10,7 @@
 //! - [`quic`]: the transport
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
+//! - [`outbox`]: requests that wait for a home out of reach
 //! - [`owner`]: what the relay that holds the store does for a device
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
@@ -20,6 +21,7 @@ pub mod config;
 mod edge;
 mod fanout;
 pub mod metrics;
+mod outbox;
 mod owner;
 mod peers;
 mod quic;

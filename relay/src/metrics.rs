@@ -53,6 +53,12 @@ metrics! {
     delivery_latency: Histogram (Seconds), "delivery_latency", "From the commit of an entry to a device's acknowledgement of it", exponential_buckets(0.000_1, 2.0, 18);
     fanout_backlog: Gauge, "fanout_backlog_entries", "Committed entries that fan-out has not taken up yet";
     pushes: Counter, "pushes", "Entries pushed to connected devices";
+    forwards: Counter, "forwards", "Numbered requests handed to the home of their chat";
+    queued: Counter, "outbox_queued", "Numbered requests that were kept for a home out of reach";
+    outbox_depth: Gauge, "outbox_requests", "Requests that wait for their home";
+    outbox_oldest: Gauge (Seconds), "outbox_oldest_age", "Age of the oldest request that waits for its home";
+    members: Gauge, "cluster_members", "Relays that are up, this one among them";
+    claims: Gauge, "cluster_claims", "Claims of other relays that are known here";
     direct_pushes: Counter, "direct_pushes", "Entries given at once to users whose home is away, by their claims";
     inbox_rows_written: Counter, "inbox_rows_written", "Inbox rows begun: a device did not take an entry";
     inbox_drained: Counter, "inbox_drained_entries", "Entries read from the log for devices that were behind";

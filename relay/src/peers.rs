@@ -2,7 +2,7 @@
 //!
 //! A relay proves itself with a certificate of its region's issuer, and says in its hello which run of which relay it
 //! is, and which versions of the protocol it speaks. Of two links to one relay the better is kept, and both ends choose
-//! the same: the later run's, then the one that the relay with the smaller id opened.
+//! the same: the later run's, then the one that the relay with the smaller id opened, then the one opened later.
 //!
 //! - [`frame`]: what travels on links
 //! - [`link`]: one link: requests, notes, bounded queues
@@ -25,6 +25,7 @@ use godwit_wire::{Clock, Code, RELAY_SERVER_NAME, Refusal, RelayId};
 use quinn::{ClientConfig, Endpoint, VarInt};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 /// The ALPN of links between relays.
 pub(crate) const ALPN_PEER: &[u8] = b"godwit-peer/1";
 /// How long dialling and the hello may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Lanes that a peer may open; those of frames and room to spare.
 const PEER_LANES: u32 = 16;
 
@@ -48,6 +49,7 @@ pub(crate) struct Peers {
     dialling: RwLock<ClientConfig>,
     links: RwLock<HashMap<RelayId, Arc<PeerLink>>>,
     changed: watch::Sender<()>,
+    attempts: AtomicU64,
 }
 
 fn refused(why: impl Into<String>) -> Refusal {
@@ -72,6 +74,7 @@ impl Peers {
             dialling: RwLock::new(dialling),
             links: RwLock::default(),
             changed,
+            attempts: AtomicU64::new(0),
         }
     }
 
@@ -91,6 +94,12 @@ impl Peers {
         self.links.read().unwrap_or_else(PoisonError::into_inner).get(relay).cloned()
     }
 
+    /// The relay at an address, if there is a link to it.
+    pub(crate) fn linked_to(&self, address: SocketAddr) -> Option<RelayId> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.values().find(|link| link.peer.addr() == address).map(|link| link.relay().clone())
+    }
+
     /// Hears whenever a link came or went.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -101,16 +110,16 @@ impl Peers {
         self.changed.send_replace(());
     }
 
-    /// Enters a link, unless a better one is there.
-    fn enter(&self, link: &Arc<PeerLink>) -> bool {
+    /// Enters a link, to be served from now on; one that is not as good as what is there is closed.
+    pub(crate) fn enter(&self, link: &Arc<PeerLink>) -> bool {
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
         let preferred = self.me.read().unwrap_or_else(PoisonError::into_inner).relay() < link.relay();
+        let rank = |link: &PeerLink| (link.peer.epoch(), link.dialled == preferred, link.attempt);
         if let Some(other) = links.get(link.relay()) {
-            let later = (link.peer.epoch(), link.dialled == preferred);
-            if later < (other.peer.epoch(), other.dialled == preferred) {
+            if rank(link) < rank(other) {
+                link.close(&Code::Replaced.into());
                 return false;
             }
-            // The same end opened both: it lost the older one.
             other.close(&Code::Replaced.into());
         }
         links.insert(link.relay().clone(), link.clone());
@@ -130,7 +139,7 @@ impl Peers {
     }
 
     fn hello(&self) -> PeerHello {
-        PeerHello { identity: self.me(), generation: self.generation }
+        PeerHello { identity: self.me(), generation: self.generation, attempt: 0 }
     }
 
     /// Which relay the other end of a connection is, by its certificate.
@@ -147,7 +156,7 @@ impl Peers {
         connection: &Connection,
         relay: &RelayId,
         hello: PeerHello,
-        dialled: bool,
+        dialled: Option<u64>,
     ) -> Result<Arc<PeerLink>, Refusal> {
         if hello.identity.relay() != relay {
             return Err(refused(format!("the certificate names {relay}, the hello {}", hello.identity.relay())));
@@ -160,7 +169,7 @@ impl Peers {
         })?;
         // A client may open streams of neither kind before it is known to be a relay.
         connection.0.set_max_concurrent_uni_streams(VarInt::from_u32(PEER_LANES));
-        Ok(PeerLink::new(connection.clone(), hello.identity, hello.generation, version, dialled))
+        Ok(PeerLink::new(connection.clone(), hello, version, dialled))
     }
 
     /// Connects to whichever relay answers at `address`.
@@ -185,8 +194,9 @@ impl Peers {
         let relay = self.certified(connection)?;
         let (mut send, mut receive) = connection.0.open_bi().await.map_err(gone)?;
         let mut frame = Vec::new();
-        codec::encode_numbered(1, &PeerAsk::Hello(self.hello()), &mut frame)
-            .map_err(|_| refused("our hello is too large"))?;
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let hello = PeerHello { attempt, ..self.hello() };
+        codec::encode_numbered(1, &PeerAsk::Hello(hello), &mut frame).map_err(|_| refused("our hello is too large"))?;
         send.write_all(&frame).await.map_err(|_| refused("the relay ended the connection"))?;
         // It fails only if the stream has ended.
         let _ = send.finish();
@@ -194,7 +204,9 @@ impl Peers {
         loop {
             if let Some(frame) = reader.next_frame().map_err(|error| refused(error.to_string()))? {
                 return match codec::decode_numbered(&frame) {
-                    Ok((_, Decoded::Frame(PeerWelcome::Hello(hello)))) => self.link(connection, &relay, hello, true),
+                    Ok((_, Decoded::Frame(PeerWelcome::Hello(hello)))) => {
+                        self.link(connection, &relay, hello, Some(attempt))
+                    }
                     Ok((_, Decoded::Frame(PeerWelcome::Refused(refusal)))) => Err(refusal),
                     _ => Err(refused("the relay's hello cannot be read")),
                 };
@@ -230,7 +242,7 @@ impl Peers {
                     None => return Err(refused("no hello came")),
                 }
             };
-            let link = self.link(connection, &relay, hello, false);
+            let link = self.link(connection, &relay, hello, None);
             let answer = match &link {
                 Ok(_) => PeerWelcome::Hello(self.hello()),
                 Err(refusal) => PeerWelcome::Refused(refusal.clone()),

@@ -6,6 +6,7 @@ use crate::config::{Config, Role};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
+use crate::outbox::{Outbox, OutboxLimits};
 use crate::owner::Owner;
 use crate::peers::{self, ALPN_PEER, Peers};
 use crate::quic::endpoint;
@@ -142,6 +143,15 @@ impl Relay {
             .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
         let secret = endpoint::secret(&config.data)
             .map_err(|source| StartError::Folder { path: config.data.join("endpoint.key"), source })?;
+        // Taken first, since somebody else may have them, and served last.
+        let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
+        let socket = endpoint::bind(config.listen).map_err(bind_error("listen", config.listen))?;
+        let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
+        let limits =
+            OutboxLimits { bytes: config.cluster.outbox.bytes(), user_bytes: config.cluster.outbox_per_user.bytes() };
+        let outbox = Outbox::open(&config.data, limits, crypto.clock.clone(), metrics.clone())
+            .map_err(|source| StartError::Folder { path: config.data.join("outbox.redb"), source })?;
+        let outbox = Arc::new(outbox);
         let registry = Arc::new(Registry::new(config.delivery.lane_bytes.bytes()));
         let chains = ChainVerifier::new(crypto, &files.root)?;
         let (root, credential) = (files.root.clone(), files.credential.clone());
@@ -151,18 +161,15 @@ impl Relay {
             Role::Edge => None,
         };
 
-        let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
         let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
         server
             .transport_config(Arc::new(endpoint::transport()))
             .max_incoming(4096)
             .incoming_buffer_size(64 << 10)
             .incoming_buffer_size_total(16 << 20);
-        let socket = endpoint::bind(config.listen).map_err(bind_error("listen", config.listen))?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = Endpoint::new(endpoint::config(&secret), Some(server), socket, runtime)
             .map_err(bind_error("listen", config.listen))?;
-        let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
         let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;
         let admin = listener.local_addr().map_err(bind_error("admin", config.admin))?;
 
@@ -183,12 +190,14 @@ impl Relay {
             relay: id.clone(),
             router: Router { region: id.region(), owner, cluster, peers },
             registry,
+            outbox: outbox.clone(),
             chains,
             clock: crypto.clock.clone(),
             rates: config.rates(),
             admission: config.admission(),
             metrics: metrics.clone(),
         }));
+        edge.router.cluster.spawn(outbox.run(edge.router.clone()));
         edge.router.cluster.join(&edge, &config.cluster.join);
         let stop = CancellationToken::new();
         let cluster = edge.router.cluster.clone();
@@ -273,6 +282,7 @@ impl Relay {
         let reason_bytes = godwit_wire::codec::encode_reason(&reason);
         endpoint.close(VarInt::from_u32(reason.code.number().into()), &reason_bytes);
         end(accepting, deadline, "accepting").await;
+        edge.outbox.close().await;
         administering.abort();
         // Its end is the cancellation just asked for.
         let _ = administering.await;

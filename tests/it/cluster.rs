@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use godwit_certs::tls::{self, Crypto};
 use godwit_client::{
-    Change, ChatId, Client, ConnectionState, Content, Error, Event, EventStream, Member, MessageState, Role, Title,
+    Change, ChatId, Client, ClientOptions, ConnectionState, Content, Error, Event, EventStream, Member, MessageState,
+    Role, Title,
 };
 use godwit_tests::cluster::Cluster;
 use godwit_tests::lab::PATIENCE;
@@ -237,5 +238,72 @@ async fn a_region_that_was_away_gets_what_it_missed() -> Result<()> {
     numbered(&texts(&bob, &mut bob.events()?, 110).await?, 0)?;
     send(&alice, &chat, 110..120, MessageState::Delivered).await?;
     numbered(&texts(&dora, &mut at_dora, 10).await?, 110)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_home_out_of_reach_cannot_take_waits_at_the_edge() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    // Homed in eu, where the store goes away; bob and alice stay connected elsewhere.
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..10, MessageState::Delivered).await?;
+    cluster.down("eu/eu-1").await;
+    send(&alice, &chat, 10..60, MessageState::Queued).await?;
+    send(&alice, &chat, 60..110, MessageState::Queued).await?;
+    // Over a restart of the edge that has them, and without the device.
+    alice.close().await;
+    drop(alice);
+    cluster.down("eu/eu-2").await;
+    cluster.up("eu/eu-2").await?;
+    cluster.up("eu/eu-1").await?;
+    let mut heard = bob.events()?;
+    numbered(&texts(&bob, &mut heard, 110).await?, 0)?;
+    // The device learns that they are sent, and goes on behind them.
+    let alice = Client::open(ClientOptions::new(cluster.home("alice@eu/phone")))?;
+    send(&alice, &chat, 110..120, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut heard, 10).await?, 110)?;
+    ensure!(alice.unsent()?.is_empty(), "nothing is left");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connected_device_hears_when_what_was_queued_is_sent() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..1, MessageState::Delivered).await?;
+    cluster.down("eu/eu-1").await;
+    let ids = alice.send_many(&chat, (1..101).map(|n| Content::text(n.to_string())).collect())?;
+    let last = *ids.last().context("sent")?;
+    alice.wait_for(last, MessageState::Queued, PATIENCE).await?;
+    cluster.up("eu/eu-1").await?;
+    alice.wait_for(last, MessageState::Delivered, PATIENCE).await?;
+    numbered(&texts(&bob, &mut bob.events()?, 101).await?, 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_left_messages_queued_goes_on_through_another_edge() -> Result<()> {
+    let relays = [("eu/eu-1", "store"), ("eu/eu-2", "edge"), ("us/us-1", "store")];
+    let mut cluster = Cluster::start(&relays).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    // Writes at eu's edge, then at us.
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2", "us/us-1"]).await?;
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..10, MessageState::Delivered).await?;
+    cluster.down("eu/eu-1").await;
+    send(&alice, &chat, 10..60, MessageState::Queued).await?;
+    // The edge that has them goes away too, for longer than the home.
+    cluster.down("eu/eu-2").await;
+    send(&alice, &chat, 60..110, MessageState::Queued).await?;
+    cluster.up("eu/eu-1").await?;
+    let mut heard = bob.events()?;
+    numbered(&texts(&bob, &mut heard, 110).await?, 0)?;
+    cluster.up("eu/eu-2").await?;
+    cluster.meet().await?;
+    send(&alice, &chat, 110..120, MessageState::Delivered).await?;
+    numbered(&texts(&bob, &mut heard, 10).await?, 110)?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
 use godwit_client::{Client, ClientOptions, EnrolOptions};
 use godwit_relay::config::Layers;
-use godwit_relay::{Config, Relay};
+use godwit_relay::{Config, Relay, StartError};
 use godwit_wire::{Clock, DeviceId, RelayId};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
@@ -37,6 +37,10 @@ struct Member {
 impl Cluster {
     /// Starts relays, each given as its id and role, and waits until they know each other.
     pub async fn start(relays: &[(&str, &str)]) -> Result<Self> {
+        if let Ok(filter) = std::env::var("RUST_LOG") {
+            // Of several tests in one process, the first is enough.
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        }
         let folder = tempfile::tempdir()?;
         let authority = AuthorityDir::new(folder.path().join("certs"));
         let now = Clock::system().now();
@@ -67,7 +71,16 @@ impl Cluster {
     /// Starts a relay, on the address it had before.
     pub async fn up(&mut self, id: &str) -> Result<()> {
         let member = self.members.get_mut(id).context("a relay of this cluster")?;
-        let relay = Relay::start(&member.config, &Crypto::system()).await?;
+        // The address is free once the connections of the former self have ended.
+        let starting = async {
+            loop {
+                match Relay::start(&member.config, &Crypto::system()).await {
+                    Err(StartError::Bind { .. }) => tokio::time::sleep(LOOK).await,
+                    other => break other,
+                }
+            }
+        };
+        let relay = tokio::time::timeout(PATIENCE, starting).await.context("the address stays in use")??;
         member.config.listen = relay.quic;
         member.relay = Some(relay);
         Ok(())

@@ -33,6 +33,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(8);
 /// After a change of network the relay must answer within this, or a new connection is made.
 const PROBE: Duration = Duration::from_millis(1500);
+/// A relay answers with receipts as it saved them, and does so within this.
+const RECEIPTS_SAVED: Duration = Duration::from_secs(3);
 /// Chats with undelivered messages that are asked about after a reconnect.
 const ASK_RECEIPTS: usize = 50;
 
@@ -90,6 +92,8 @@ pub(super) struct Live {
     welcome: Welcome,
     restored: bool,
     asked: HashMap<u32, Asked>,
+    /// Numbered requests that wait at the relay for their home.
+    queued: HashMap<u32, (ChatId, u64, MessageId)>,
     sending: HashMap<ChatId, Sending>,
     /// Nothing is sent to these before their gap is closed: what was sent before may be in it.
     held: HashSet<ChatId>,
@@ -99,6 +103,8 @@ pub(super) struct Live {
     errands: JoinSet<Brought>,
     /// When the relay was heard last, or asked while nothing was owed.
     heard: Instant,
+    /// When receipts are asked for once more.
+    ask_later: Option<Instant>,
     data_version: i64,
     /// The version of the store in which others' wishes were looked for last.
     looked: i64,
@@ -116,6 +122,7 @@ impl Live {
             welcome,
             restored,
             asked: HashMap::new(),
+            queued: HashMap::new(),
             sending: HashMap::new(),
             held: HashSet::new(),
             gaps: HashMap::new(),
@@ -123,6 +130,7 @@ impl Live {
             info: HashSet::new(),
             errands: JoinSet::new(),
             heard: Instant::now(),
+            ask_later: None,
             data_version: -1,
             looked: -1,
             room: true,
@@ -157,10 +165,10 @@ impl Live {
         let mut renewed = false;
         let mut batch = Vec::new();
         let wake = worker.inner.clone();
+        // What others took while nobody told this device.
+        self.ask_later = Some(Instant::now() + RECEIPTS_SAVED);
         if worker.compared {
-            for chat in worker.inner.store().undelivered_chats(ASK_RECEIPTS)? {
-                self.ask_info(chat, None);
-            }
+            self.ask_receipts(worker)?;
         } else {
             self.list(None);
         }
@@ -389,6 +397,10 @@ impl Live {
                 FromRelay::Event(Event::Hidden { chat, range }) => items.push(Incoming::Hidden { chat, range }),
                 FromRelay::Event(Event::Gap { chat, range }) => items.push(Incoming::Gap { chat, range }),
                 FromRelay::Event(Event::Receipt { chat, receipt }) => items.push(Incoming::Receipt { chat, receipt }),
+                FromRelay::Event(Event::Resumed) => {
+                    self.ask_later = Some(Instant::now() + RECEIPTS_SAVED);
+                    self.ask_receipts(worker)?;
+                }
                 FromRelay::Event(Event::GoAway { reason, .. }) => {
                     tracing::info!(%reason, "the relay asks to go elsewhere");
                 }
@@ -404,8 +416,18 @@ impl Live {
     }
 
     fn reply(&mut self, worker: &mut Worker, number: u32, reply: Reply) -> Result<Option<Incoming>, Error> {
+        if let Some((chat, n, id)) = self.queued.remove(&number) {
+            return self.outcome(worker, chat, n, id, reply);
+        }
         match self.asked.remove(&number) {
-            Some(Asked::Numbered { chat, n, id }) => self.outcome(worker, chat, n, id, reply),
+            Some(Asked::Numbered { chat, n, id }) => {
+                self.answered(&chat);
+                if reply == Reply::Queued {
+                    // Its outcome comes under the same number.
+                    self.queued.insert(number, (chat.clone(), n, id));
+                }
+                self.outcome(worker, chat, n, id, reply)
+            }
             Some(Asked::Acks(acks)) => {
                 // One that will be refused again is not repeated; the next one covers it.
                 if matches!(&reply, Reply::Refused(refusal) if refusal.code.is_passing()) {
@@ -476,6 +498,13 @@ impl Live {
     }
 
     /// What other processes put into the store, and what waits for a time.
+    fn ask_receipts(&mut self, worker: &Worker) -> Result<(), Error> {
+        for chat in worker.inner.store().undelivered_chats(ASK_RECEIPTS)? {
+            self.ask_info(chat, None);
+        }
+        Ok(())
+    }
+
     async fn look(&mut self, worker: &mut Worker) -> Result<(), Error> {
         if self.asked.is_empty() {
             self.heard = Instant::now();
@@ -484,6 +513,10 @@ impl Live {
             return Err(Error::Unreachable("the relay does not answer".to_owned()));
         }
         self.acknowledge(worker).await?;
+        if self.ask_later.is_some_and(|at| Instant::now() >= at) {
+            self.ask_later = None;
+            self.ask_receipts(worker)?;
+        }
         let version = worker.inner.store().data_version()?;
         if version == self.looked {
             return Ok(());

@@ -270,10 +270,13 @@ pub enum Event {
         #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
         relays: Vec<Address>,
     },
+    /// The user's home was out of this relay's reach for a while. Entries come by themselves; receipts may have been
+    /// missed, and can be asked for with `GetChat`.
+    Resumed,
 }
 
 impl Event {
-    pub(crate) const VARIANTS: u32 = 5;
+    pub(crate) const VARIANTS: u32 = 6;
 }
 
 /// The only request of an enrolment connection.

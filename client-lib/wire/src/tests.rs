@@ -156,6 +156,7 @@ fn events() -> Vec<Event> {
             reason: Refusal::because(Code::ShuttingDown, "restart"),
             relays: vec![Address("relay.example:4433".into())],
         },
+        Event::Resumed,
     ]);
     all
 }

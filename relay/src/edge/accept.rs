@@ -82,7 +82,8 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
     } else if alpn.as_deref() == Some(ALPN_PEER) {
         drop(permit);
         match edge.router.peers.accept(&connection).await {
-            Ok(link) => return peers::serve(&edge, link).await,
+            Ok(link) if edge.router.peers.enter(&link) => return peers::serve(&edge, link).await,
+            Ok(_) => return,
             Err(refusal) => Err(refusal),
         }
     } else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// Hands on requests of one device in one chat, in their order, and gives the wait for their outcomes. What has no
 /// answer may have been executed: sent again, it is the same request.
-pub(super) fn forward(
+pub(crate) fn forward(
     home: &Arc<PeerLink>,
     device: &DeviceId,
     chat: &ChatId,

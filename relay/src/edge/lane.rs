@@ -6,6 +6,7 @@
 
 use super::forward::forward;
 use super::{Edge, Session};
+use crate::outbox::Tell;
 use crate::peers::LinkError;
 use crate::peers::frame::PeerAsk;
 use crate::quic::{Connection, Gone, LaneIn, LaneOut};
@@ -71,13 +72,13 @@ impl Lane {
     }
 }
 
-type Outcomes = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Refusal>> + Send>>;
+type Replies = Pin<Box<dyn Future<Output = Result<Vec<Reply>, Refusal>> + Send>>;
 
 /// What the writing half does next.
 enum Pending {
     Ready(u32, Reply),
     Request(u32, Request),
-    Batch(Vec<u32>, Outcomes),
+    Batch(Vec<u32>, Replies),
 }
 
 /// Serves a lane to its end.
@@ -114,8 +115,8 @@ fn malformed(error: &CodecError) -> Refusal {
 }
 
 async fn read(
-    edge: &Edge,
-    session: &Session,
+    edge: &Arc<Edge>,
+    session: &Arc<Session>,
     receive: &mut LaneIn,
     reader: &mut FrameReader,
     pending: mpsc::Sender<Pending>,
@@ -191,8 +192,8 @@ fn take(edge: &Edge, session: &Session, request: Request) -> Result<Taken, Refus
 
 /// Hands on what was gathered, in its order: commands of one home and one of its lanes go together.
 async fn submit(
-    edge: &Edge,
-    session: &Session,
+    edge: &Arc<Edge>,
+    session: &Arc<Session>,
     numbers: &mut Vec<u32>,
     commands: &mut Vec<Command>,
     pending: &mpsc::Sender<Pending>,
@@ -208,30 +209,89 @@ async fn submit(
         };
         let count = commands.iter().take_while(|command| together(command)).count();
         let (later_numbers, later_commands) = (numbers.split_off(count), commands.split_off(count));
-        let outcomes: Outcomes = match decide(edge, session, &chat, commands).await {
-            Ok(outcomes) => outcomes,
+        let later = Later { numbers: numbers.clone(), lane: pending.downgrade() };
+        let replies = match decide(edge, session, &chat, commands, later).await {
+            Ok(replies) => replies,
             Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
         };
         // The writing half is gone with the connection; the commands run all the same.
-        let _ = pending.send(Pending::Batch(numbers, outcomes)).await;
+        let _ = pending.send(Pending::Batch(numbers, replies)).await;
         (numbers, commands) = (later_numbers, later_commands);
     }
 }
 
-async fn decide(edge: &Edge, session: &Session, chat: &ChatId, commands: Vec<Command>) -> Result<Outcomes, Refusal> {
+/// By which a request that was queued is answered once more, with its outcome.
+struct Later {
+    numbers: Vec<u32>,
+    lane: mpsc::WeakSender<Pending>,
+}
+
+impl Later {
+    fn tell(&self, i: usize) -> Option<Tell> {
+        let (number, lane) = (*self.numbers.get(i)?, self.lane.clone());
+        let tell = move |reply| {
+            // Without the lane the device hears of it when it sends the request again, on its next connection.
+            let Some(lane) = lane.upgrade() else { return };
+            tokio::spawn(async move { lane.send(Pending::Ready(number, reply)).await });
+        };
+        Some(Box::new(tell))
+    }
+}
+
+async fn decide(
+    edge: &Arc<Edge>,
+    session: &Arc<Session>,
+    chat: &ChatId,
+    commands: Vec<Command>,
+    later: Later,
+) -> Result<Replies, Refusal> {
     match edge.router.route(chat.home()) {
         Route::Here(owner) => {
             let missing = edge.router.missing(&commands).await;
-            Ok(Box::pin(owner.store.submit_with(commands, missing).await?))
+            let outcomes = owner.store.submit_with(commands, missing).await?;
+            Ok(Box::pin(async move { Ok(outcomes.await?.into_iter().map(outcome).collect()) }))
         }
-        Route::There(home) => {
+        Route::There(home) if !edge.outbox.holds(chat, &session.sender) => {
             session.show(&home).await?;
-            Ok(Box::pin(forward(&home, &session.sender.device, chat, commands)?))
+            let sent = forward(&home, &session.sender.device, chat, commands.clone());
+            let (edge, session) = (edge.clone(), session.clone());
+            edge.metrics.forwards.inc_by(commands.len() as u64);
+            Ok(Box::pin(async move {
+                let outcomes = match sent {
+                    Ok(sent) => sent.await,
+                    Err(refusal) => Err(refusal),
+                };
+                match outcomes {
+                    Ok(outcomes) => Ok(outcomes.into_iter().map(outcome).collect()),
+                    // Executed or not: sent again, each is the same request.
+                    Err(_) => queue(&edge, &session, commands, &later).await,
+                }
+            }))
         }
-        Route::Away => Err(away(chat.home())),
+        Route::There(_) | Route::Away => {
+            tracing::debug!(%chat, count = commands.len(), "queueing");
+            let (edge, session) = (edge.clone(), session.clone());
+            // Now, not when its reply's turn comes: what follows must find it.
+            let replies = queue(&edge, &session, commands, &later).await;
+            Ok(Box::pin(std::future::ready(replies)))
+        }
         // As for any chat that is not there.
         Route::Nowhere => Err(Code::NotParticipant.into()),
     }
+}
+
+fn outcome(outcome: Outcome) -> Reply {
+    match outcome {
+        Outcome::Sent { seq, at } => Reply::Sent { seq, at },
+        Outcome::Refused(refusal) => Reply::Refused(refusal),
+    }
+}
+
+async fn queue(edge: &Edge, session: &Session, commands: Vec<Command>, later: &Later) -> Result<Vec<Reply>, Refusal> {
+    let Some(credential) = &session.credential else {
+        return Err(Refusal::because(Code::Unauthenticated, "the device gave this relay no ticket"));
+    };
+    edge.outbox.keep(&session.sender, credential, commands, |i| later.tell(i)).await
 }
 
 /// Writes replies; all that are ready at once.
@@ -246,17 +306,13 @@ async fn write(edge: &Edge, session: &Session, mut queue: mpsc::Receiver<Pending
                     let reply = answer(edge, session, request).await;
                     encode(edge, number, &reply, &mut out);
                 }
-                Pending::Batch(numbers, outcomes) => {
-                    let outcomes = outcomes.await;
+                Pending::Batch(numbers, replies) => {
+                    let replies = replies.await;
                     for (i, number) in numbers.into_iter().enumerate() {
-                        let reply = match &outcomes {
-                            Ok(outcomes) => match &outcomes[i] {
-                                Outcome::Sent { seq, at } => Reply::Sent { seq: *seq, at: *at },
-                                Outcome::Refused(refusal) => Reply::Refused(refusal.clone()),
-                            },
-                            Err(refusal) => Reply::Refused(refusal.clone()),
-                        };
-                        encode(edge, number, &reply, &mut out);
+                        match &replies {
+                            Ok(replies) => encode(edge, number, &replies[i], &mut out),
+                            Err(refusal) => encode(edge, number, &Reply::Refused(refusal.clone()), &mut out),
+                        }
                     }
                 }
             }

@@ -8,7 +8,8 @@ use crate::peers::frame::PeerFrame;
 use crate::quic::{Connection, Lanes};
 use crate::store::Base;
 use bytes::Bytes;
-use godwit_wire::{ChatId, DeviceId, Refusal, Seq};
+use godwit_wire::frame::Event;
+use godwit_wire::{ChatId, DeviceId, Refusal, Seq, codec};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
@@ -104,11 +105,11 @@ impl Link {
         self.send(chat, Some(seq), entries[0].len(), || PeerFrame::Replicate { chat: chat.clone(), base, entries })
     }
 
-    /// Tells the relay there something; false if it does not fit, or the device is here.
-    pub(crate) fn note(&self, chat: &ChatId, note: &PeerFrame) -> bool {
+    /// The relay at the other end, of a device that is not connected here.
+    pub(crate) fn peer(&self) -> Option<&Arc<PeerLink>> {
         match &self.road {
-            Road::Here { .. } => false,
-            Road::There { peer, .. } => peer.note(Some(chat), note),
+            Road::Here { .. } => None,
+            Road::There { peer, .. } => Some(peer),
         }
     }
 
@@ -158,6 +159,14 @@ impl Link {
         if let Road::Here { lanes, .. } = &self.road {
             // A device that hears nothing of it sees the connection end.
             lanes.push_control(frame);
+        }
+    }
+
+    /// Tells the device that its home was out of reach, and is not any more.
+    pub(super) fn resumed(&self) {
+        let mut frame = Vec::new();
+        if codec::encode_event(&Event::Resumed, &mut frame).is_ok() {
+            self.push_control(frame.into());
         }
     }
 

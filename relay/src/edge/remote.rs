@@ -78,11 +78,13 @@ impl Remote {
             };
             match attach(&home, session, again).await {
                 Ok(generation) => {
-                    if let Some(first) = first.take() {
-                        let _ = first.send(Some(generation));
-                    }
-                    again = true;
                     self.attached(&home, session);
+                    again = true;
+                    match first.take() {
+                        // The session may have ended.
+                        Some(first) => drop(first.send(Some(generation))),
+                        None => session.link.resumed(),
+                    }
                     home.connection.closed().await;
                     self.state().home = None;
                 }

@@ -36,8 +36,10 @@ pub(super) struct ChatFan {
     copied: Option<Floors>,
     /// Of a copy: users who got further than the chat's home knows.
     untold: HashSet<UserId>,
-    /// How far everybody got when other regions were told last.
-    regions_told: Floors,
+    /// How far everybody got, as each other region was told last.
+    regions_told: HashMap<RegionId, Floors>,
+    /// Regions that are being told.
+    telling: HashSet<RegionId>,
     receipts_due: bool,
     saved: Option<Seq>,
     /// When something happened last, on fan-out's clock.
@@ -64,12 +66,22 @@ impl ChatFan {
     }
 
     /// `copied` is what is known of a chat whose home is another region.
-    pub(super) fn load(&mut self, head: Option<Seq>, all: BTreeMap<UserId, Watermark>, copied: Option<Floors>) {
+    pub(super) fn load(
+        &mut self,
+        own: &RegionId,
+        head: Option<Seq>,
+        all: BTreeMap<UserId, Watermark>,
+        copied: Option<Floors>,
+    ) {
         let first = self.head.is_none();
         self.head = self.head.max(head);
         let heard = std::mem::replace(&mut self.watermarks, all);
         let news = self.copied.take();
         self.copied = copied;
+        if first && self.copied.is_some() {
+            // A former run may have died before it told the chat's home.
+            self.untold.extend(self.watermarks.keys().filter(|user| user.is_home(own)).cloned());
+        }
         if first {
             self.before = self.first.map_or(head, |first| first.prev().min(head));
             self.told_floors = self.floors();
@@ -164,29 +176,49 @@ impl ChatFan {
         self.untold.iter().filter_map(|user| Some((user.clone(), *self.watermarks.get(user)?))).collect()
     }
 
-    /// How far everybody got, if other regions do not know it.
-    pub(super) fn floors_to_tell(&self) -> Option<Floors> {
+    /// Regions other than `own` that do not know how far everybody got, with that.
+    pub(super) fn floors_to_tell(&self, own: &RegionId) -> Option<(BTreeSet<RegionId>, Floors)> {
         if self.loaded != Loaded::Yes || self.copied.is_some() {
             return None;
         }
-        Some(self.floors()).filter(|floors| *floors != self.regions_told)
+        let floors = self.floors();
+        let homes = self.watermarks.keys().filter(|user| !user.is_home(own)).map(UserId::home);
+        let regions: BTreeSet<RegionId> = homes
+            .filter(|region| self.regions_told.get(region) != Some(&floors) && !self.telling.contains(region))
+            .collect();
+        (!regions.is_empty() && floors != Floors::default()).then_some((regions, floors))
     }
 
-    /// Homes of participants other than `own`.
-    pub(super) fn regions(&self, own: &RegionId) -> BTreeSet<RegionId> {
-        self.watermarks.keys().filter(|user| !user.is_home(own)).map(UserId::home).collect()
+    pub(super) fn is_telling(&self, region: &RegionId) -> bool {
+        self.telling.contains(region)
     }
 
-    pub(super) fn told_regions(&mut self) {
-        self.untold.clear();
-        if self.copied.is_none() {
-            self.regions_told = self.floors();
+    /// A region is being told.
+    pub(super) fn telling(&mut self, region: &RegionId) {
+        self.telling.insert(region.clone());
+    }
+
+    /// A region was told how far everybody got, or was not.
+    pub(super) fn told_floors(&mut self, region: &RegionId, floors: Option<Floors>) {
+        self.telling.remove(region);
+        if let Some(floors) = floors {
+            self.regions_told.insert(region.clone(), floors);
+        }
+    }
+
+    /// The chat's home was told how far users got, or was not.
+    pub(super) fn told_marks(&mut self, home: &RegionId, told: &[(UserId, Watermark)]) {
+        self.telling.remove(home);
+        for (user, mark) in told {
+            if self.watermarks.get(user) == Some(mark) {
+                self.untold.remove(user);
+            }
         }
     }
 
     /// Another region is still to be told something.
     pub(super) fn is_owed(&self) -> bool {
-        !self.untold.is_empty()
+        !self.untold.is_empty() || !self.telling.is_empty()
     }
 
     /// Nothing is pushed without a row, and no row is being written.

@@ -27,6 +27,21 @@ pub(super) struct RegionRead {
     pub(super) run: Option<RegionRun>,
 }
 
+/// Something about a chat that another region was told.
+#[derive(Debug)]
+pub(super) struct Told {
+    chat: ChatId,
+    region: RegionId,
+    telling: Telling,
+    taken: bool,
+}
+
+#[derive(Debug)]
+enum Telling {
+    Marks(Vec<(UserId, Watermark)>),
+    Floors(Floors),
+}
+
 /// An entry as it travels between regions.
 pub(super) fn record(entry: &Entry) -> Bytes {
     encode_record(entry).into()
@@ -135,30 +150,45 @@ impl Worker {
 
     /// Tells the homes of chats how far this region's users got, and other regions how far everybody did.
     pub(super) fn tell_regions(&mut self) {
-        let mut told = Vec::new();
+        let mut tell = Vec::new();
         for (chat, fan) in &self.chats {
             if *chat.home() != self.region {
                 let marks = fan.untold();
-                if !marks.is_empty()
-                    && let Some(link) = self.region_link(chat.home())
-                    && link.note(chat, &PeerFrame::Reached { chat: chat.clone(), marks })
-                {
-                    told.push(chat.clone());
+                if !marks.is_empty() && !fan.is_telling(chat.home()) {
+                    tell.push((chat.clone(), chat.home().clone(), Telling::Marks(marks)));
                 }
-            } else if let Some(floors) = fan.floors_to_tell() {
-                let (delivered, read) = floors;
-                let frame = PeerFrame::Floors { chat: chat.clone(), delivered, read };
-                for region in fan.regions(&self.region) {
-                    // A region that is away is told with the next change.
-                    self.region_link(&region).map(|link| link.note(chat, &frame));
-                }
-                told.push(chat.clone());
+            } else if let Some((regions, floors)) = fan.floors_to_tell(&self.region) {
+                tell.extend(regions.into_iter().map(|region| (chat.clone(), region, Telling::Floors(floors.clone()))));
             }
         }
-        for chat in told {
+        for (chat, region, telling) in tell {
+            // One that is away is told once it is back.
+            let Some(peer) = self.region_link(&region).and_then(|link| link.peer()).cloned() else { continue };
+            let frame = match &telling {
+                Telling::Marks(marks) => PeerFrame::Reached { chat: chat.clone(), marks: marks.clone() },
+                Telling::Floors((delivered, read)) => {
+                    PeerFrame::Floors { chat: chat.clone(), delivered: delivered.clone(), read: read.clone() }
+                }
+            };
+            let Ok(answer) = peer.request(Some(&chat), &frame) else { continue };
             if let Some(fan) = self.chats.get_mut(&chat) {
-                fan.told_regions();
+                fan.telling(&region);
             }
+            let report = self.report.clone();
+            tokio::spawn(async move {
+                let taken = matches!(answer.await, Ok(PeerFrame::Done));
+                // Nobody hears it if the relay is stopping.
+                let _ = report.send(Report::Told(Told { chat, region, telling, taken }));
+            });
+        }
+    }
+
+    pub(super) fn told(&mut self, told: Told) {
+        let Told { chat, region, telling, taken } = told;
+        let Some(fan) = self.chats.get_mut(&chat) else { return };
+        match telling {
+            Telling::Marks(marks) => fan.told_marks(&region, if taken { &marks } else { &[] }),
+            Telling::Floors(floors) => fan.told_floors(&region, taken.then_some(floors)),
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct PeerHello {
     pub(crate) identity: Identity,
     /// Of the store that the relay holds; none for an edge. Changes when it was restored from a backup.
     pub(crate) generation: Option<u64>,
+    /// Of the end that opens the connection: rises with each that it opens. Both ends keep the latest.
+    pub(crate) attempt: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,13 +123,13 @@ pub(crate) enum PeerFrame {
         chat: ChatId,
         have: Option<Seq>,
     },
-    /// How far users got in a chat, from their home to the chat's.
+    /// How far users got in a chat, from their home to the chat's. Answered once it is taken up.
     Reached {
         chat: ChatId,
         #[serde(deserialize_with = "bounded::list::<_, _, { limits::PARTICIPANTS }>")]
         marks: Vec<(UserId, Watermark)>,
     },
-    /// How far everybody got in a chat, from its home.
+    /// How far everybody got in a chat, from its home. Answered once it is taken up.
     Floors {
         chat: ChatId,
         delivered: Option<Floor>,

@@ -3,7 +3,7 @@
 //! Capacity: [`QUEUED_BYTES`] of frames wait to be written. A request that does not fit fails at once, and so does one
 //! whose answer does not come in time; a note that does not fit is dropped, which each kind of note can bear.
 
-use super::frame::{PeerAsk, PeerFrame};
+use super::frame::{PeerAsk, PeerFrame, PeerHello};
 use crate::quic::{Connection, Lanes};
 use bytes::Bytes;
 use godwit_certs::ticket::Attached;
@@ -46,6 +46,8 @@ impl LinkError {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// Nothing is answered any more.
+    ended: bool,
     last: u32,
     replies: HashMap<u32, oneshot::Sender<PeerFrame>>,
 }
@@ -58,6 +60,8 @@ pub(crate) struct PeerLink {
     pub(crate) version: u16,
     /// Whether this relay opened the connection.
     pub(crate) dialled: bool,
+    /// Which of those that its opener opened.
+    pub(crate) attempt: u64,
     pub(crate) connection: Connection,
     out: Lanes,
     waiting: Mutex<Waiting>,
@@ -72,19 +76,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl PeerLink {
-    pub(crate) fn new(
-        connection: Connection,
-        peer: Identity,
-        generation: Option<u64>,
-        version: u16,
-        dialled: bool,
-    ) -> Arc<Self> {
+    /// `dialled` is the attempt of a connection that this relay opened.
+    pub(crate) fn new(connection: Connection, hello: PeerHello, version: u16, dialled: Option<u64>) -> Arc<Self> {
         let out = Lanes::new(connection.clone(), QUEUED_BYTES);
         Arc::new(Self {
-            peer,
-            generation,
+            attempt: dialled.unwrap_or(hello.attempt),
+            dialled: dialled.is_some(),
+            peer: hello.identity,
+            generation: hello.generation,
             version,
-            dialled,
             connection,
             out,
             waiting: Mutex::default(),
@@ -134,6 +134,9 @@ impl PeerLink {
         let (sender, reply) = oneshot::channel();
         let number = {
             let mut waiting = locked(&self.waiting);
+            if waiting.ended {
+                return Err(LinkError::Gone);
+            }
             // 0 is no request; one that still waits after four billion others does not exist.
             waiting.last = waiting.last.checked_add(1).unwrap_or(1);
             let number = waiting.last;
@@ -159,7 +162,9 @@ impl PeerLink {
 
     /// The link ended: nothing more is answered.
     pub(super) fn ended(&self) {
-        locked(&self.waiting).replies.clear();
+        let mut waiting = locked(&self.waiting);
+        waiting.ended = true;
+        waiting.replies.clear();
     }
 
     /// Shows the peer, once, that this relay may act for a device.

@@ -22,12 +22,8 @@ use tokio::task::JoinSet;
 /// Requests on streams of their own that are answered at the same time.
 const ASKS: usize = 256;
 
-/// Serves a link to its end.
+/// Serves a link that was entered, to its end.
 pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
-    if !edge.router.peers.enter(&link) {
-        link.close(&Code::Replaced.into());
-        return;
-    }
     tracing::info!(peer = %link.relay(), "linked");
     edge.router.cluster.linked(&link);
     let region = edge
@@ -177,18 +173,20 @@ impl Served {
                 return;
             }
             PeerFrame::Reached { chat, marks } => {
-                if let Ok(owner) = self.owner() {
+                let owner = self.owner();
+                if let Ok(owner) = owner {
                     owner.fanout.reached(self.link.relay().region(), chat, marks).await;
                 }
-                return;
+                owner.map(|_| PeerFrame::Done)
             }
             PeerFrame::Floors { chat, delivered, read } => {
-                if let Ok(owner) = self.owner()
+                let owner = self.owner();
+                if let Ok(owner) = owner
                     && self.is_home_of(&chat)
                 {
                     owner.fanout.floors(chat, delivered, read).await;
                 }
-                return;
+                owner.map(|_| PeerFrame::Done)
             }
             PeerFrame::Unsupported
             | PeerFrame::Done

@@ -23,6 +23,8 @@ const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Datagrams that wait on one connection, each way.
 const DATAGRAM_BYTES: usize = 64 << 10;
+/// Assumed before it is measured: how soon a lost first packet is sent again.
+const PEER_ROUND_TRIP: Duration = Duration::from_millis(100);
 const PEER_KEEP_ALIVE: Duration = Duration::from_secs(3);
 const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests on streams of their own that a peer may have open.
@@ -51,6 +53,7 @@ pub(crate) fn peer_transport() -> TransportConfig {
     transport
         .max_concurrent_uni_streams(VarInt::from_u32(CLIENT_LANES))
         .max_concurrent_bidi_streams(VarInt::from_u32(PEER_ASKS))
+        .initial_rtt(PEER_ROUND_TRIP)
         .keep_alive_interval(Some(PEER_KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::try_from(PEER_IDLE_TIMEOUT).expect("10 s fit a QUIC time-out")));
     transport

@@ -53,6 +53,13 @@ impl Sending {
 }
 
 impl Live {
+    /// A request of the chat is not on its way any more.
+    pub(super) fn answered(&mut self, chat: &ChatId) {
+        let sending = self.sending.entry(chat.clone()).or_default();
+        sending.in_flight = sending.in_flight.saturating_sub(1);
+        self.room |= sending.in_flight <= sending.window / 2;
+    }
+
     pub(super) fn outcome(
         &mut self,
         worker: &mut Worker,
@@ -62,15 +69,12 @@ impl Live {
         reply: Reply,
     ) -> Result<Option<Incoming>, Error> {
         let sending = self.sending.entry(chat.clone()).or_default();
-        sending.in_flight = sending.in_flight.saturating_sub(1);
         let refusal = match reply {
             Reply::Sent { seq, at } => {
                 sending.went_through();
-                self.room |= sending.in_flight <= sending.window / 2;
                 return Ok(Some(Incoming::Sent { chat, id, seq, at }));
             }
             Reply::Queued => {
-                self.room |= sending.in_flight <= sending.window / 2;
                 worker.inner.store().set_queued(id)?;
                 worker.inner.changed();
                 return Ok(None);
@@ -79,7 +83,6 @@ impl Live {
             Reply::Unsupported { .. } => Refusal::because(Code::Invalid, "this relay is too old for the request"),
             _ => return Err(Error::Unreachable("a send was answered with something else".to_owned())),
         };
-        self.room |= sending.in_flight <= sending.window / 2;
         if refusal.code.is_passing() {
             if refusal.code == Code::RateLimited {
                 sending.limited();
