@@ -66,7 +66,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
 }
 
 async fn cluster(State(admin): State<Arc<Admin>>) -> Answer {
-    match serde_json::to_string(&admin.edge.router.cluster.report()) {
+    match serde_json::to_string(&admin.edge.router.cluster.report(admin.edge.outbox.depth().0)) {
         Ok(text) => (StatusCode::OK, text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
@@ -97,7 +97,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     let (depth, oldest) = admin.edge.outbox.depth();
     metrics.outbox_depth.set(gauge(depth as u64));
     metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
-    let cluster = admin.edge.router.cluster.report();
+    let cluster = admin.edge.router.cluster.report(depth);
     metrics.members.set(gauge(cluster.members.len() as u64));
     metrics.claims.set(gauge(cluster.claims_known as u64));
     metrics.store_size.set(std::fs::metadata(&admin.store_path).map_or(0, |meta| gauge(meta.len())));

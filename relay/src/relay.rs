@@ -241,7 +241,7 @@ impl Relay {
 
     /// The cluster as this relay knows it.
     pub fn cluster(&self) -> cluster::report::Report {
-        self.edge.router.cluster.report()
+        self.edge.router.cluster.report(self.edge.outbox.depth().0)
     }
 
     /// Reads certificates and limits anew. Connections stay as they are.

@@ -29,19 +29,27 @@ struct Device {
 }
 
 async fn enrol(folder: &Path, relay: &RelayProcess, device: &str) -> Result<PathBuf> {
+    enrol_at(folder, vec![relay.quic.clone()], device).await
+}
+
+async fn enrol_at(folder: &Path, relays: Vec<String>, device: &str) -> Result<PathBuf> {
     let id: DeviceId = device.parse()?;
     let authority = AuthorityDir::new(folder.join("relay").join("certs"));
     let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
-    let authority_pem = std::fs::read_to_string(&relay.authority)?;
+    let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
     let home = folder.join(device.replace(['@', '/'], "-"));
-    let options = EnrolOptions { home: home.clone(), relays: vec![relay.quic.clone()], authority_pem, token };
+    let options = EnrolOptions { home: home.clone(), relays, authority_pem, token };
     godwit_client::enrol(options).await?;
     Ok(home)
 }
 
 impl Device {
     async fn new(folder: &Path, relay: &RelayProcess, device: &str) -> Result<Self> {
-        let home = enrol(folder, relay, device).await?;
+        Self::at(folder, vec![relay.quic.clone()], device).await
+    }
+
+    async fn at(folder: &Path, relays: Vec<String>, device: &str) -> Result<Self> {
+        let home = enrol_at(folder, relays, device).await?;
         let client = Arc::new(Client::open(ClientOptions::new(home))?);
         let received = Arc::new(Mutex::new(Vec::new()));
         let mut events = client.events()?;
@@ -72,37 +80,22 @@ impl Device {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let data = folder.path().join("relay");
-    let mut relay = RelayProcess::dev(&data, "127.0.0.1:0").await?;
-    let mut devices = Vec::new();
-    for name in ["alice@eu/phone", "alice@eu/laptop", "bob@eu/phone", "carol@eu/phone"] {
-        devices.push(Device::new(folder.path(), &relay, name).await?);
-    }
-    let members = ["bob", "carol"]
-        .map(|name| Member { user: format!("{name}@eu").parse().expect("a user id"), role: Role::Member });
-    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
-    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
-    for device in &devices {
+/// Waits until every device has the chat.
+async fn know(devices: &[Device], chat: &ChatId) -> Result<()> {
+    for device in devices {
         let known = async {
-            while device.client.chat(&chat).ok().flatten().is_none_or(|chat| chat.role.is_none()) {
+            while device.client.chat(chat).ok().flatten().is_none_or(|chat| chat.role.is_none()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(PATIENCE, known).await.context("the chat does not arrive")?;
     }
-    for round in 0..rounds() {
-        for n in 0..MESSAGES {
-            for (i, device) in devices.iter_mut().enumerate() {
-                device.send(&chat, format!("{i} {round} {n}"))?;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..250))).await;
-        relay.kill().await?;
-        relay = RelayProcess::dev(&data, &relay.quic).await?;
-    }
+    Ok(())
+}
+
+/// Waits until every device has what all others sent, and checks that all saw one order, each message once, and each
+/// sender's in the order of sending.
+async fn converged(devices: &[Device]) -> Result<()> {
     let all: usize = devices.iter().map(|device| device.sent.len()).sum();
     for (i, device) in devices.iter().enumerate() {
         let expected = all - device.sent.len();
@@ -115,7 +108,6 @@ async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Resul
             bail!("device {i} received {} of {expected}", device.received().len());
         }
     }
-    // Every device saw one order, each message once, and each sender's in the order of sending.
     let mut log: BTreeMap<Seq, String> = BTreeMap::new();
     for (i, device) in devices.iter().enumerate() {
         let received = device.received();
@@ -131,6 +123,34 @@ async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Resul
         let own: Vec<&String> = log.values().filter(|text| text.starts_with(&prefix)).collect();
         ensure!(own.iter().zip(&device.sent).all(|(a, b)| *a == b), "device {i}'s messages are out of order");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("relay");
+    let mut relay = RelayProcess::dev(&data, "127.0.0.1:0").await?;
+    let mut devices = Vec::new();
+    for name in ["alice@eu/phone", "alice@eu/laptop", "bob@eu/phone", "carol@eu/phone"] {
+        devices.push(Device::new(folder.path(), &relay, name).await?);
+    }
+    let members = ["bob", "carol"]
+        .map(|name| Member { user: format!("{name}@eu").parse().expect("a user id"), role: Role::Member });
+    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
+    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    know(&devices, &chat).await?;
+    for round in 0..rounds() {
+        for n in 0..MESSAGES {
+            for (i, device) in devices.iter_mut().enumerate() {
+                device.send(&chat, format!("{i} {round} {n}"))?;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..250))).await;
+        relay.kill().await?;
+        relay = RelayProcess::dev(&data, &relay.quic).await?;
+    }
+    converged(&devices).await?;
     for device in &devices {
         device.client.close().await;
     }
@@ -190,5 +210,90 @@ async fn a_client_killed_while_sending_sends_each_line_once() -> Result<()> {
     }
     ensure!(texts > 1, "something was sent before each kill");
     ensure!(history.trim_end().lines().last().is_some_and(|line| line.contains("the last")), "the last comes last");
+    Ok(())
+}
+
+/// Relays in processes of their own, in two regions.
+struct Processes {
+    folder: PathBuf,
+    relays: Vec<RelayProcess>,
+}
+
+const RELAYS: [(&str, &str); 3] = [("eu/eu-1", "store"), ("us/us-1", "store"), ("eu/eu-2", "edge")];
+
+impl Processes {
+    async fn new(folder: &Path) -> Result<Self> {
+        let authority = AuthorityDir::new(folder.join("relay").join("certs"));
+        let now = Clock::system().now();
+        for region in ["eu", "us"] {
+            authority.init(&region.parse()?, now)?;
+        }
+        let mut processes = Self { folder: folder.to_owned(), relays: Vec::new() };
+        for (i, (id, _)) in RELAYS.iter().enumerate() {
+            authority.relay(&id.parse()?, now)?;
+            let relay = processes.start(i, "127.0.0.1:0").await?;
+            processes.relays.push(relay);
+        }
+        Ok(processes)
+    }
+
+    async fn start(&self, i: usize, listen: &str) -> Result<RelayProcess> {
+        let (id, role) = RELAYS[i];
+        let join: Vec<&str> = self.relays.iter().map(|relay| relay.quic.as_str()).collect();
+        let mut command = tokio::process::Command::new(commands().join("godwit"));
+        command
+            .args(["relay", "--listen", listen, "--admin", "127.0.0.1:0", "--certs"])
+            .arg(self.folder.join("relay").join("certs").join(id))
+            .arg("--data")
+            .arg(self.folder.join("data").join(id))
+            .env("GODWIT_CLUSTER__ROLE", role)
+            .env("GODWIT_CLUSTER__NETWORK", "lan")
+            .env("GODWIT_CLUSTER__JOIN", join.join(","))
+            .env("GODWIT_LOG", "error");
+        RelayProcess::spawn(command).await
+    }
+
+    async fn kill_and_start(&mut self, i: usize) -> Result<()> {
+        self.relays[i].kill().await?;
+        let listen = self.relays[i].quic.clone();
+        self.relays[i] = self.start(i, &listen).await?;
+        Ok(())
+    }
+}
+
+/// Any relay of a cluster in two regions is killed under load. Rounds: 5, or `GODWIT_CLUSTER_CRASH_ROUNDS`.
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_of_a_cluster_killed_under_load_lose_double_and_reorder_nothing() -> Result<()> {
+    let rounds = std::env::var("GODWIT_CLUSTER_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5u32);
+    let folder = tempfile::tempdir()?;
+    let mut processes = Processes::new(folder.path()).await?;
+    let address = |processes: &Processes, i: usize| processes.relays[i].quic.clone();
+    let mut devices = Vec::new();
+    // At home and abroad, at stores and at the edge; each knows two relays.
+    for (name, near, far) in
+        [("alice@eu/phone", 0, 2), ("alice@eu/laptop", 1, 2), ("bob@us/phone", 1, 0), ("dora@us/phone", 2, 0)]
+    {
+        let relays = vec![address(&processes, near), address(&processes, far)];
+        let device = Device::at(folder.path(), relays, name).await;
+        devices.push(device.with_context(|| name.to_owned())?);
+    }
+    let members =
+        ["bob@us", "dora@us"].map(|user| Member { user: user.parse().expect("a user id"), role: Role::Member });
+    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
+    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    know(&devices, &chat).await?;
+    for round in 0..rounds {
+        for n in 0..MESSAGES {
+            for (i, device) in devices.iter_mut().enumerate() {
+                device.send(&chat, format!("{i} {round} {n}"))?;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..400))).await;
+        processes.kill_and_start(fastrand::usize(..RELAYS.len())).await?;
+    }
+    converged(&devices).await?;
+    for device in &devices {
+        device.client.close().await;
+    }
     Ok(())
 }

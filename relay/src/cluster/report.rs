@@ -1,7 +1,7 @@
 //! What an operator sees of a cluster, as one of its relays knows it. `godwit status` prints it.
 
 use super::Cluster;
-use godwit_gossip::Kind;
+use godwit_gossip::{Kind, Stats};
 use godwit_wire::RelayId;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -15,6 +15,8 @@ pub struct Report {
     pub claims_own: usize,
     /// Claims of the others that are known here.
     pub claims_known: usize,
+    /// Requests that wait at this relay for a home out of reach.
+    pub outbox: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,7 +47,7 @@ pub struct LinkReport {
 }
 
 impl Cluster {
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) fn report(&self, outbox: usize) -> Report {
         let me = self.peers.me();
         let stats = self.stats();
         let own = (me.clone(), Some(self.status()));
@@ -77,6 +79,7 @@ impl Cluster {
             })
             .collect();
         members.sort_by(|a, b| a.relay.as_str().cmp(b.relay.as_str()));
-        Report { relay: me.relay().clone(), members, claims_own: stats.claims_own, claims_known: stats.claims_known }
+        let Stats { claims_own, claims_known, .. } = stats;
+        Report { relay: me.relay().clone(), members, claims_own, claims_known, outbox }
     }
 }

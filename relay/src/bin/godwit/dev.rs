@@ -1,13 +1,15 @@
-//! `godwit dev`: one relay with its own authority, ready to try.
+//! `godwit dev`: one relay with its own authority, ready to try; or a cluster of them, each a process of its own.
+
+mod cluster;
 
 use crate::fault::{Fault, print};
 use crate::{run, shown};
-use godwit_certs::folder::AuthorityDir;
+use godwit_certs::folder::{AuthorityDir, RelayDir};
 use godwit_certs::identity;
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Clock, RegionId, RelayId, UserId};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A relay's certificate is made anew when it would expire within this.
@@ -23,25 +25,41 @@ pub(crate) struct Args {
     /// The store and the authority (in `certs`). Made at the first start.
     #[arg(long, default_value = "godwit-dev")]
     data: PathBuf,
-    #[arg(long, default_value = "local")]
+    #[arg(long, default_value = "local", conflicts_with = "regions")]
     region: RegionId,
+    /// So many relays, each a process of its own: over the regions in turn, the first of each with its store, the
+    /// others edges. Ports count up from those given.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    relays: u16,
+    /// Regions with commas between them.
+    #[arg(long, value_delimiter = ',')]
+    regions: Vec<RegionId>,
 }
 
-pub(crate) async fn run(args: Args) -> Result<(), Fault> {
+/// A relay's folder with certificates that are good for a while.
+fn certificates(authority: &AuthorityDir, relay: &RelayId) -> Result<RelayDir, Fault> {
     let now = Clock::system().now();
-    let authority = AuthorityDir::new(args.data.join("certs"));
-    let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
-    if !authority.path().join(args.region.as_str()).exists() {
-        authority.init(&args.region, now)?;
+    if !authority.path().join(relay.region().as_str()).exists() {
+        authority.init(&relay.region(), now)?;
     }
-    let certs = authority.relay_dir(&relay);
+    let certs = authority.relay_dir(relay);
     if !certs.path().exists() {
-        authority.relay(&relay, now)?;
+        authority.relay(relay, now)?;
     }
     let chain = certs.read()?.credential.chain;
     if identity::expiry(&chain).is_ok_and(|expiry| expiry <= now.plus(RENEW_BEFORE)) {
         certs.renew(now)?;
     }
+    Ok(certs)
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), Fault> {
+    let authority = AuthorityDir::new(args.data.join("certs"));
+    if args.relays > 1 || !args.regions.is_empty() {
+        return cluster::run(&args, &authority).await;
+    }
+    let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
+    let certs = certificates(&authority, &relay)?;
     let config = Config {
         listen: args.listen,
         admin: args.admin,
@@ -52,26 +70,35 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
     };
     run::start_log(&config.log)?;
     let again = config.clone();
-    run::serve(config, |relay| introduce(relay, &authority), move || Ok(again.clone())).await
+    let introduce = |relay: &Relay| {
+        let at = (relay.id.region(), relay.quic.to_string());
+        introduce(&authority, &authority.root_certificate_path(), &at, &at)
+    };
+    run::serve(config, introduce, move || Ok(again.clone())).await
 }
 
-/// Commands to paste, with tokens that work once.
-fn introduce(relay: &Relay, authority: &AuthorityDir) -> Result<(), Fault> {
-    let region = relay.id.region();
-    let root = shown(&authority.root_certificate_path());
+/// Commands to paste, with tokens that work once: for alice and bob, each with their region and the relay they know.
+fn introduce(
+    authority: &AuthorityDir,
+    root: &Path,
+    alice: &(RegionId, String),
+    bob: &(RegionId, String),
+) -> Result<(), Fault> {
+    let root = shown(root);
     print("\n# Enrol two devices (each token works once, within ten minutes):")?;
-    for name in ["alice", "bob"] {
+    for (name, (region, relay)) in [("alice", alice), ("bob", bob)] {
         let user: UserId = format!("{name}@{region}").parse().expect("a region makes a user's id");
         let device = user.device("phone").expect("a user makes a device's id");
         let token = authority.token(&device, TOKEN_LIFE, Clock::system().now())?;
-        let (quic, root) = (relay.quic, root.display());
-        print(&format!("godwit-chat enrol --home {name} --relay {quic} --authority {root} --token {token}"))?;
+        let root = root.display();
+        print(&format!("godwit-chat enrol --home {name} --relay {relay} --authority {root} --token {token}"))?;
     }
     print("\n# Let them talk:")?;
-    print(&format!("CHAT=$(godwit-chat --home alice direct bob@{region})"))?;
+    print(&format!("CHAT=$(godwit-chat --home alice direct bob@{})", bob.0))?;
     print("godwit-chat --home alice send \"$CHAT\" 'hello bob'")?;
     print("godwit-chat --home bob listen --count 1")?;
     print("\n# More tokens:")?;
-    print(&format!("godwit certs token --dir {} --device carol@{region}/phone", shown(authority.path()).display()))?;
+    let dir = shown(authority.path());
+    print(&format!("godwit certs token --dir {} --device carol@{}/phone", dir.display(), alice.0))?;
     Ok(())
 }

@@ -5,6 +5,7 @@ mod demo;
 mod dev;
 mod fault;
 mod run;
+mod status;
 mod store;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,15 @@ enum Verb {
     /// Checks and copies stores.
     #[command(subcommand)]
     Store(store::Verb),
+    /// Prints the cluster as one relay knows it: members, links, load, claims, outbox.
+    Status {
+        /// The relay's admin address.
+        #[arg(long, default_value = "127.0.0.1:9443")]
+        admin: String,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Shuts a device out, at once and for good, until it is enrolled anew.
     Revoke {
         /// The relay's admin address.
@@ -63,6 +73,7 @@ fn main() -> ExitCode {
             Verb::Config(args) => run::describe(&args),
             Verb::Certs(verb) => certs::run(verb),
             Verb::Store(verb) => store::run(verb),
+            Verb::Status { admin, json } => status::run(&admin, json),
             Verb::Revoke { admin, device } => store::post(&admin, "devices/revoke", &[("device", device.as_str())]),
         }
     });
