@@ -11,6 +11,8 @@
 pub(crate) mod frame;
 pub(crate) mod link;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use link::{DeviceCredential, LinkError, PeerLink};
 pub(crate) use serve::serve;
