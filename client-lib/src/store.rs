@@ -26,6 +26,8 @@ use std::time::Duration;
 
 /// The number of the schema.
 const SCHEMA: i64 = 1;
+/// Relays that were learned have ranks from here on, after those that were given.
+const LEARNED: i64 = 1_000;
 /// How long another process may hold the database.
 const BUSY: Duration = Duration::from_secs(10);
 /// Events that an app has not acknowledged are read so many at a time.
@@ -167,6 +169,16 @@ impl Store {
         let before: Option<i64> = self.db.query_row("SELECT generation FROM device", [], |row| row.get(0))?;
         self.db.execute("UPDATE device SET generation = ?1", [generation])?;
         Ok(before.is_some_and(|before| before != generation))
+    }
+
+    /// Notes the relays that one named, after those that were given; earlier ones that it does not name are dropped.
+    pub(crate) fn learn_relays(&mut self, relays: &[String]) -> Result<(), Error> {
+        let txn = self.db.transaction()?;
+        txn.execute("DELETE FROM relays WHERE rank >= ?1", [LEARNED])?;
+        for (rank, address) in (LEARNED..).zip(relays) {
+            txn.execute("INSERT OR IGNORE INTO relays (address, rank) VALUES (?1, ?2)", params![address, rank])?;
+        }
+        Ok(txn.commit()?)
     }
 
     pub(crate) fn relays(&self) -> Result<Vec<String>, Error> {

@@ -193,6 +193,10 @@ impl Worker {
         let Dialed { connection, relay, address } = dialer.connect(&mut self.sockets, &relays).await?;
         let ticket = key.ticket_for(&relay, &chain).map_err(|error| Error::Certificates(error.to_string()))?;
         let (session, welcome, incoming) = Session::start(connection, &ticket).await?;
+        if !welcome.relays.is_empty() {
+            let relays: Vec<String> = welcome.relays.iter().map(|address| address.0.clone()).collect();
+            self.inner.store().learn_relays(&relays)?;
+        }
         let another = welcome.store_generation != Welcome::UNKNOWN_GENERATION
             && self.inner.store().set_generation(welcome.store_generation)?;
         if another {

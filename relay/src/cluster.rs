@@ -12,7 +12,7 @@ use crate::edge::Edge;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
-use godwit_wire::{RegionId, RelayId, UserId};
+use godwit_wire::{RegionId, RelayId, UserId, limits};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -314,6 +314,19 @@ impl Cluster {
     pub(crate) fn store_of(&self, region: &RegionId) -> Option<RelayId> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
         stores.get(region)?.keys().next().cloned()
+    }
+
+    /// Addresses of other relays that a device may use, the best first: those of this region, then those with the
+    /// fewest devices.
+    pub(crate) fn alternatives(&self) -> Vec<String> {
+        let own = self.peers.me().relay().region();
+        let mut members = self.members();
+        members.retain(|member| member.status.is_none_or(|status| !status.draining));
+        members.sort_by_key(|member| {
+            let devices = member.status.map_or(0, |status| status.connections);
+            (member.identity.relay().region() != own, devices)
+        });
+        members.iter().take(limits::ADDRESSES).map(|member| member.identity.addr().to_string()).collect()
     }
 
     fn members(&self) -> Vec<godwit_gossip::Member> {

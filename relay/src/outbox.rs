@@ -15,12 +15,12 @@ use crate::edge::forward::forward;
 use crate::metrics::Metrics;
 use crate::peers::{DeviceCredential, PeerLink};
 use crate::router::{Route, Router, away};
+use crate::store::StoreError;
 use file::{Change, File, Kept, sender_key};
 use godwit_core::{Action, Command, Outcome, Sender};
 use godwit_wire::frame::Reply;
 use godwit_wire::{ChatId, Clock, Code, Refusal};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -122,7 +122,12 @@ impl State {
 
 impl Outbox {
     /// Opens the outbox in a relay's data folder.
-    pub(crate) fn open(folder: &Path, limits: OutboxLimits, clock: Clock, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn open(
+        folder: &Path,
+        limits: OutboxLimits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
         let (file, contents) = File::open(folder)?;
         let mut state = State { proofs: contents.proofs.into_iter().collect(), ..State::default() };
         for Kept { device, enrolment, request, since } in contents.requests {

@@ -149,8 +149,7 @@ impl Relay {
         let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
         let limits =
             OutboxLimits { bytes: config.cluster.outbox.bytes(), user_bytes: config.cluster.outbox_per_user.bytes() };
-        let outbox = Outbox::open(&config.data, limits, crypto.clock.clone(), metrics.clone())
-            .map_err(|source| StartError::Folder { path: config.data.join("outbox.redb"), source })?;
+        let outbox = Outbox::open(&config.data, limits, crypto.clock.clone(), metrics.clone())?;
         let outbox = Arc::new(outbox);
         let registry = Arc::new(Registry::new(config.delivery.lane_bytes.bytes()));
         let chains = ChainVerifier::new(crypto, &files.root)?;
@@ -272,7 +271,7 @@ impl Relay {
         let deadline = Instant::now() + STOP_WITHIN;
         stop.cancel();
         let reason = Refusal::from(Code::ShuttingDown);
-        edge.registry.go_away(&reason, &[]);
+        edge.registry.go_away(&reason, &edge.router.cluster.alternatives());
         tokio::time::sleep(FAREWELL).await;
         let quiet = || edge.router.owner.as_ref().is_none_or(|owner| owner.store.is_quiet());
         while !quiet() && Instant::now() < deadline {

@@ -1,6 +1,6 @@
 //! Several relays that act as one.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::tls::{self, Crypto};
 use godwit_client::{
     Change, ChatId, Client, ClientOptions, ConnectionState, Content, Error, Event, EventStream, Member, MessageState,
@@ -306,4 +306,21 @@ async fn a_device_that_left_messages_queued_goes_on_through_another_edge() -> Re
     send(&alice, &chat, 110..120, MessageState::Delivered).await?;
     numbered(&texts(&bob, &mut heard, 10).await?, 110)?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_learns_of_other_relays_and_goes_on_through_them() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    // It was told of one relay alone.
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..10, MessageState::Delivered).await?;
+    cluster.down("eu/eu-2").await;
+    let begun = Instant::now();
+    send(&alice, &chat, 10..20, MessageState::Delivered).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(10), "within seconds, not after {:?}", begun.elapsed());
+    let ConnectionState::Connected(at) = alice.connection_state() else { bail!("not connected") };
+    ensure!(at != cluster.address("eu/eu-2").to_string(), "elsewhere");
+    numbered(&texts(&bob, &mut bob.events()?, 20).await?, 0)
 }

@@ -2,13 +2,14 @@
 //! up.
 
 use crate::peers::DeviceCredential;
+use crate::store::StoreError;
+use crate::store::file::open_or_create;
 use godwit_core::Sender;
 use godwit_core::entry::{decode_record, encode_record};
 use godwit_wire::frame::{Credential, Request};
 use godwit_wire::{ChatId, Refusal, Ticket, UnixMillis};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -82,23 +83,21 @@ fn request_key(sender: &Sender, chat: &ChatId, n: u64) -> String {
     format!("{} {chat} {n:020}", sender_key(sender))
 }
 
-fn broken(error: impl ToString) -> io::Error {
-    io::Error::other(error.to_string())
-}
-
 impl File {
     /// Opens the file and starts its thread, which ends with the last handle.
-    pub(super) fn open(folder: &Path) -> io::Result<(Self, Contents)> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(folder.join(NAME)).map_err(broken)?;
-        let contents = read(&database).map_err(broken)?;
+    pub(super) fn open(folder: &Path) -> Result<(Self, Contents), StoreError> {
+        let path = folder.join(NAME);
+        let database = open_or_create(&path, CACHE_BYTES, prepare)?;
+        let contents = read(&database)?;
         let (jobs, queue) = mpsc::channel(QUEUED);
         let (closed, close) = (Arc::new(Notify::new()), CancellationToken::new());
         let (ended, ending) = (closed.clone(), close.clone());
-        std::thread::Builder::new().name("outbox".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("outbox".to_owned()).spawn(move || {
             run(&database, queue, &ending);
             drop(database);
             ended.notify_one();
-        })?;
+        });
+        thread.map_err(|source| StoreError::File { path, source })?;
         Ok((Self { jobs, closed, close }, contents))
     }
 
@@ -120,10 +119,14 @@ impl File {
     }
 }
 
-fn read(database: &Database) -> Result<Contents, redb::Error> {
+fn prepare(database: &Database) -> Result<(), StoreError> {
     let txn = database.begin_write()?;
     drop((txn.open_table(REQUESTS)?, txn.open_table(PROOFS)?));
     txn.commit()?;
+    Ok(())
+}
+
+fn read(database: &Database) -> Result<Contents, StoreError> {
     let txn = database.begin_read()?;
     let mut contents = Contents::default();
     for row in txn.open_table(REQUESTS)?.iter()? {
@@ -165,7 +168,7 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &Cancellation
     }
 }
 
-fn commit(database: &Database, jobs: &[Job]) -> Result<(), redb::Error> {
+fn commit(database: &Database, jobs: &[Job]) -> Result<(), StoreError> {
     let txn = database.begin_write()?;
     {
         let (mut requests, mut proofs) = (txn.open_table(REQUESTS)?, txn.open_table(PROOFS)?);

@@ -20,14 +20,22 @@ pub const NAME: &str = "store.redb";
 
 /// How to open the store file at `path` for `region`; makes it if there is none.
 pub fn opener(path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
-    Arc::new(move || {
-        if !path.exists() {
-            create(&path, &region)?;
-        }
-        let database = open(&path, cache_bytes)?;
-        prepare(&database, &path, &region)?;
-        Ok(database)
-    })
+    Arc::new(move || open_or_create(&path, cache_bytes, |database| prepare(database, &path, &region)))
+}
+
+/// Opens a database that only one process may have open; makes it if there is none. `prepare` writes, or checks, what it
+/// holds.
+pub(crate) fn open_or_create(
+    path: &Path,
+    cache_bytes: usize,
+    prepare: impl Fn(&Database) -> Result<(), StoreError>,
+) -> Result<Database, StoreError> {
+    if !path.exists() {
+        create(path, &prepare)?;
+    }
+    let database = open(path, cache_bytes)?;
+    prepare(&database)?;
+    Ok(database)
 }
 
 /// Free bytes on the disk of `path`.
@@ -40,7 +48,7 @@ pub fn free_bytes(path: PathBuf) -> Box<dyn Fn() -> Option<u64> + Send + Sync> {
 
 /// Makes a store under another name and gives it its own once it is whole: an empty or half-made file under that name
 /// is a store that was damaged, not one to begin anew. Only the owner may read it.
-fn create(path: &Path, region: &RegionId) -> Result<(), StoreError> {
+fn create(path: &Path, prepare: impl Fn(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
     let making = path.with_extension("new");
     let io = |source| StoreError::File { path: making.clone(), source };
     match std::fs::remove_file(&making) {
@@ -49,7 +57,7 @@ fn create(path: &Path, region: &RegionId) -> Result<(), StoreError> {
     }
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).map_err(io)?;
     let database = Database::builder().create(&making)?;
-    prepare(&database, &making, region)?;
+    prepare(&database)?;
     drop(database);
     std::fs::rename(&making, path).map_err(io)?;
     match path.parent() {
