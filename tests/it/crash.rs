@@ -1,4 +1,4 @@
-//! Processes killed with kill -9 at random points, under load. Rounds: 10, or `GODWIT_CRASH_ROUNDS`.
+//! Processes killed with kill -9 at random points, under load. Rounds: 10, or `CRASH_ROUNDS`.
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
@@ -18,7 +18,7 @@ use std::time::Duration;
 const MESSAGES: u64 = 40;
 
 fn rounds() -> u64 {
-    std::env::var("GODWIT_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
+    std::env::var("CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
 }
 
 /// A device that notes what it receives, and what it sent.
@@ -261,10 +261,10 @@ impl Processes {
     }
 }
 
-/// Any relay of a cluster in two regions is killed under load. Rounds: 5, or `GODWIT_CLUSTER_CRASH_ROUNDS`.
+/// Any relay of a cluster in two regions is killed under load. Rounds: 5, or `CLUSTER_CRASH_ROUNDS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_of_a_cluster_killed_under_load_lose_double_and_reorder_nothing() -> Result<()> {
-    let rounds = std::env::var("GODWIT_CLUSTER_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5u32);
+    let rounds = std::env::var("CLUSTER_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5u32);
     let folder = tempfile::tempdir()?;
     let mut processes = Processes::new(folder.path()).await?;
     let address = |processes: &Processes, i: usize| processes.relays[i].quic.clone();
