@@ -30,17 +30,17 @@ mod tests;
 use crate::cluster::Cluster;
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
-use crate::store::{Committed, Floor, InboxChange, InboxWrite, Store, StoreError, Watermark};
+use crate::store::{Committed, Floor, InboxChange, InboxWrite, RegionRun, Store, StoreError, Watermark};
 use bytes::Bytes;
 use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
-use drain::PageRead;
+use drain::{Page, PageRead};
 use godwit_core::Entry;
 use godwit_core::inbox::Track;
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
-use region::{RegionRead, Told};
+use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -127,8 +127,8 @@ enum Input {
 /// What fan-out's own errands bring back.
 #[derive(Debug)]
 enum Report {
-    Page(PageRead),
-    Region(RegionRead),
+    Page(PageRead<Page>),
+    Region(PageRead<RegionRun>),
     Told(Told),
     Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark>, floors: Floors },
     LoadFailed { chat: ChatId },
@@ -330,8 +330,9 @@ impl Worker {
         let mut unknown = HashSet::new();
         for event in events {
             if let Committed::Entry { chat, recipients, .. } = event {
-                let served = self.served(chat, recipients).into_iter();
-                unknown.extend(served.filter(|user| !self.users.contains_key(user)));
+                let abroad = region::abroad(&self.region, chat, recipients);
+                let served = region::served(&self.region, recipients, &abroad);
+                unknown.extend(served.filter(|user| !self.users.contains_key(*user)).cloned());
             }
         }
         while let Err(error) = self.load_users(unknown.iter().cloned()).await {
@@ -395,23 +396,19 @@ impl Worker {
             fan.loaded = Loaded::No;
         }
         // Encoded once, shared by all who get it.
-        let (event, copy) = (OnceCell::new(), OnceCell::new());
-        let served = self.served(chat, recipients);
-        let fan = self.chats.entry(chat.clone()).or_default();
+        let (event, record) = (OnceCell::new(), OnceCell::new());
+        let event = || event.get_or_init(|| event_frame(&entry_event(chat, entry))).clone();
+        let abroad = region::abroad(&self.region, chat, recipients);
+        let served = region::served(&self.region, recipients, &abroad);
         let (mut behind, mut begin) = (Vec::new(), Vec::new());
-        for device in served.iter().filter_map(|user| self.users.get(user)).flatten() {
+        for device in served.filter_map(|user| self.users.get(user)).flatten() {
             let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
-            if device.is_region() && may_join(&entry.body) {
-                state.fall_behind(chat, seq);
-            }
             let frame = || {
-                if device.is_region() {
-                    copy.get_or_init(|| region::record(entry)).clone()
-                } else {
-                    event.get_or_init(|| event_frame(&entry_event(chat, entry))).clone()
-                }
+                if device.is_region() { record.get_or_init(|| region::record(entry)).clone() } else { event() }
             };
-            match state.offer(chat, seq, frame, self.config.window, now) {
+            // A region that takes part anew needs more than the entry.
+            let live = !(device.is_region() && may_join(&entry.body));
+            match state.offer(chat, seq, live.then_some(frame), self.config.window, now) {
                 Offer::Pushed { first } => {
                     self.metrics.pushes.inc();
                     if first {
@@ -432,9 +429,7 @@ impl Worker {
         for device in behind {
             self.drain(&device);
         }
-        if *chat.home() == self.region {
-            self.push_directly(chat, entry, recipients);
-        }
+        self.push_directly(chat, entry, recipients, &abroad, event);
     }
 
     async fn input(&mut self, input: Input) {
@@ -698,7 +693,7 @@ impl Worker {
     }
 }
 
-/// Whether a region may take part from this entry on that did not before: it needs more than the entry then.
+/// Whether a region may take part from this entry on that did not before.
 fn may_join(body: &EntryBody) -> bool {
     matches!(body, EntryBody::Created { .. } | EntryBody::Updated(Change::Add(_)))
 }

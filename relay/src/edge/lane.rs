@@ -190,7 +190,7 @@ fn take(edge: &Edge, session: &Session, request: Request) -> Result<Taken, Refus
     }
 }
 
-/// Hands on what was gathered, in its order: commands of one home and one of its lanes go together.
+/// Hands on what was gathered, in its order: all for chats of this region together, for others by chat.
 async fn submit(
     edge: &Arc<Edge>,
     session: &Arc<Session>,
@@ -209,7 +209,7 @@ async fn submit(
         };
         let count = commands.iter().take_while(|command| together(command)).count();
         let (later_numbers, later_commands) = (numbers.split_off(count), commands.split_off(count));
-        let later = Later { numbers: numbers.clone(), lane: pending.downgrade() };
+        let later = || Later { numbers: numbers.clone(), lane: pending.downgrade() };
         let replies = match decide(edge, session, &chat, commands, later).await {
             Ok(replies) => replies,
             Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
@@ -243,7 +243,7 @@ async fn decide(
     session: &Arc<Session>,
     chat: &ChatId,
     commands: Vec<Command>,
-    later: Later,
+    later: impl Fn() -> Later,
 ) -> Result<Replies, Refusal> {
     match edge.router.route(chat.home()) {
         Route::Here(owner) => {
@@ -254,7 +254,7 @@ async fn decide(
         Route::There(home) if !edge.outbox.holds(chat, &session.sender) => {
             session.show(&home).await?;
             let sent = forward(&home, &session.sender.device, chat, commands.clone());
-            let (edge, session) = (edge.clone(), session.clone());
+            let (edge, session, later) = (edge.clone(), session.clone(), later());
             edge.metrics.forwards.inc_by(commands.len() as u64);
             Ok(Box::pin(async move {
                 let outcomes = match sent {
@@ -270,9 +270,8 @@ async fn decide(
         }
         Route::There(_) | Route::Away => {
             tracing::debug!(%chat, count = commands.len(), "queueing");
-            let (edge, session) = (edge.clone(), session.clone());
             // Now, not when its reply's turn comes: what follows must find it.
-            let replies = queue(&edge, &session, commands, &later).await;
+            let replies = queue(edge, session, commands, &later()).await;
             Ok(Box::pin(std::future::ready(replies)))
         }
         // As for any chat that is not there.

@@ -88,13 +88,11 @@ impl Link {
         match &self.road {
             Road::Here { lanes, .. } => lanes.push(chat, frame),
             Road::There { .. } => {
-                let (len, chat_id) = (frame.len(), chat.clone());
                 if self.device.is_region() {
-                    let frame = || PeerFrame::Replicate { chat: chat_id, base: None, entries: vec![frame] };
-                    return self.send(chat, last, len, frame);
+                    return last.is_some_and(|seq| self.replicate(chat, None, seq, frame));
                 }
-                let devices = vec![self.device.clone()];
-                self.send(chat, last, len, || PeerFrame::Push { devices, chat: chat_id, event: frame })
+                let (len, devices) = (frame.len(), vec![self.device.clone()]);
+                self.send(chat, last, len, || PeerFrame::Push { devices, chat: chat.clone(), event: frame })
             }
         }
     }

@@ -38,6 +38,8 @@ pub(super) struct ChatFan {
     untold: HashSet<UserId>,
     /// How far everybody got, as each other region was told last.
     regions_told: HashMap<RegionId, Floors>,
+    /// Some region may not know how far everybody got.
+    regions_due: bool,
     /// Regions that are being told.
     telling: HashSet<RegionId>,
     receipts_due: bool,
@@ -96,7 +98,7 @@ impl ChatFan {
             }
         }
         self.loaded = Loaded::Yes;
-        self.receipts_due = true;
+        (self.receipts_due, self.regions_due) = (true, true);
     }
 
     /// A user took, or read, everything up to `up_to`.
@@ -109,7 +111,7 @@ impl ChatFan {
         }
         if *mark != before {
             self.changed.insert(user.clone());
-            self.receipts_due = true;
+            (self.receipts_due, self.regions_due) = (true, true);
             if copy {
                 self.untold.insert(user.clone());
             }
@@ -177,16 +179,18 @@ impl ChatFan {
     }
 
     /// Regions other than `own` that do not know how far everybody got, with that.
-    pub(super) fn floors_to_tell(&self, own: &RegionId) -> Option<(BTreeSet<RegionId>, Floors)> {
-        if self.loaded != Loaded::Yes || self.copied.is_some() {
+    pub(super) fn floors_to_tell(&mut self, own: &RegionId) -> Option<(BTreeSet<RegionId>, Floors)> {
+        if self.loaded != Loaded::Yes || !self.regions_due {
             return None;
         }
         let floors = self.floors();
         let homes = self.watermarks.keys().filter(|user| !user.is_home(own)).map(UserId::home);
-        let regions: BTreeSet<RegionId> = homes
-            .filter(|region| self.regions_told.get(region) != Some(&floors) && !self.telling.contains(region))
-            .collect();
-        (!regions.is_empty() && floors != Floors::default()).then_some((regions, floors))
+        let mut regions: BTreeSet<RegionId> =
+            homes.filter(|region| self.regions_told.get(region) != Some(&floors)).collect();
+        // Asked again until each was told, or there is nothing to tell.
+        self.regions_due = !regions.is_empty() && floors != Floors::default();
+        regions.retain(|region| !self.telling.contains(region));
+        (self.regions_due && !regions.is_empty()).then_some((regions, floors))
     }
 
     pub(super) fn is_telling(&self, region: &RegionId) -> bool {

@@ -4,7 +4,7 @@ use crate::edge::Link;
 use bytes::Bytes;
 use godwit_core::inbox::{Open, Row, Track};
 use godwit_wire::{ChatId, Seq};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Every device of every user that fan-out has met. A chat without a track was taken whole.
@@ -16,8 +16,6 @@ pub(super) struct DeviceFan {
     in_flight: u64,
     /// Chats to read from the log, in this order.
     behind: VecDeque<ChatId>,
-    /// Chats behind for which a row is still to be begun.
-    unwritten: HashSet<ChatId>,
     /// A page is being read.
     pub(super) reading: bool,
 }
@@ -32,19 +30,22 @@ pub(super) enum Offer {
 }
 
 impl DeviceFan {
-    /// Takes the newest entry of a chat to the device: onto its lane, or behind.
+    /// Takes the newest entry of a chat to the device: onto its lane, or behind. Without `frame` it is to be read from the
+    /// log, whatever room there is.
     pub(super) fn offer(
         &mut self,
         chat: &ChatId,
         seq: Seq,
-        frame: impl FnOnce() -> Bytes,
+        frame: Option<impl FnOnce() -> Bytes>,
         window: u64,
         now: u64,
     ) -> Offer {
         let track = self.tracks.get(chat).copied();
-        let pushed = match (&self.link, track) {
-            (None, _) | (_, Some(Track::Behind { .. })) => false,
-            (Some(link), _) => self.in_flight < window && link.push(chat, Some(seq), frame()),
+        let pushed = match (&self.link, frame) {
+            (Some(link), Some(frame)) if !matches!(track, Some(Track::Behind { .. })) => {
+                self.in_flight < window && link.push(chat, Some(seq), frame())
+            }
+            _ => false,
         };
         let (next, offer) = match track {
             Some(Track::Live { open, row }) if pushed => {
@@ -52,10 +53,9 @@ impl DeviceFan {
             }
             None if pushed => (Track::live(seq, now), Offer::Pushed { first: true }),
             Some(Track::Behind { from, pushed, .. }) => {
-                let begin = self.unwritten.remove(chat).then_some(from);
-                (Track::Behind { from, pushed, latest: Some(seq) }, Offer::Behind { begin })
+                (Track::Behind { from, pushed, latest: Some(seq) }, Offer::Behind { begin: None })
             }
-            // The lane is full: what is on its way stays so, the rest is read from the log.
+            // What is on its way stays so, the rest is read from the log.
             Some(Track::Live { open, row }) => (
                 Track::Behind { from: open.first, pushed: Some(open.last), latest: Some(seq) },
                 Offer::Behind { begin: (row == Row::None).then_some(open.first) },
@@ -64,26 +64,6 @@ impl DeviceFan {
         };
         self.set(chat, Some(next));
         offer
-    }
-
-    /// The next entry of a chat is to be read from the log, whatever room there is.
-    pub(super) fn fall_behind(&mut self, chat: &ChatId, seq: Seq) {
-        match self.tracks.get(chat).copied() {
-            None => {
-                // A row is begun with the offer.
-                let track = Track::Behind { from: seq, pushed: None, latest: None };
-                self.set(chat, Some(track));
-                self.unwritten.insert(chat.clone());
-            }
-            Some(Track::Live { open, row }) => {
-                let track = Track::Behind { from: open.first, pushed: Some(open.last), latest: None };
-                if row == Row::None {
-                    self.unwritten.insert(chat.clone());
-                }
-                self.set(chat, Some(track));
-            }
-            Some(Track::Behind { .. }) => {}
-        }
     }
 
     /// Connected, with something to read and nobody reading it.

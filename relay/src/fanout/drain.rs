@@ -1,28 +1,31 @@
 //! Reading the log for connected devices that are behind, a page at a time, as fast as they acknowledge.
 
 use super::{Report, Worker, entry_event, event_frame};
-use crate::store::{PageLimit, Snapshot, StoreError};
+use crate::edge::Link;
+use crate::store::{InboxChange, PageLimit, Snapshot, StoreError};
 use godwit_core::Entry;
 use godwit_core::inbox::Track;
 use godwit_wire::frame::{Event, Range, SeqRange};
 use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
+use std::sync::Arc;
 
 /// Entries and bytes of one page.
-const PAGE: PageLimit = PageLimit { entries: 512, bytes: 256 << 10 };
+pub(super) const PAGE: PageLimit = PageLimit { entries: 512, bytes: 256 << 10 };
 /// Bytes that wait for a device's lanes, above which no further page is read for it.
 const QUEUED_BYTES: usize = 512 << 10;
 
-/// A page that was read for a device.
+/// A page that was read for a device, or for a region.
 #[derive(Debug)]
-pub(super) struct PageRead {
-    device: DeviceId,
+pub(super) struct PageRead<T> {
+    pub(super) device: DeviceId,
     epoch: u64,
-    chat: ChatId,
-    page: Option<Page>,
+    pub(super) chat: ChatId,
+    /// None if the store could not be read.
+    pub(super) page: Option<T>,
 }
 
 #[derive(Debug)]
-struct Page {
+pub(super) struct Page {
     /// Over an inbox limit: not pushed.
     gap: Option<SeqRange>,
     entries: Vec<Entry>,
@@ -52,44 +55,87 @@ impl Worker {
         let Some(from) = track.next_to_read() else { return };
         state.reading = true;
         if device.is_region() {
-            return self.drain_region(&link, chat, from);
+            let region = device.home();
+            let read = move |store: &Snapshot, chat: &ChatId| store.region_run(&region, chat, from, PAGE);
+            return self.read_page(&link, chat, read, Report::Region);
         }
         // Limits are for what gathered while the device was away, not for what it is just being sent.
         let first = matches!(track, Track::Behind { pushed: None, .. });
         let now = self.clock.now();
         let limits =
             first.then(|| Limits { oldest: now.minus(self.config.inbox_max_age), bytes: self.config.inbox_max_bytes });
+        let user = device.user();
+        let read = move |store: &Snapshot, chat: &ChatId| read(store, &user, chat, from, limits);
+        self.read_page(&link, chat, read, Report::Page);
+    }
+
+    fn read_page<T: Send + 'static>(
+        &self,
+        link: &Link,
+        chat: ChatId,
+        read: impl FnOnce(&Snapshot, &ChatId) -> Result<T, StoreError> + Send + 'static,
+        bring: fn(PageRead<T>) -> Report,
+    ) {
         let (store, report) = (self.store.clone(), self.report.clone());
-        let (device, epoch) = (device.clone(), link.epoch);
+        let (device, epoch) = (link.device.clone(), link.epoch);
         tokio::spawn(async move {
-            let (user, id) = (device.user(), chat.clone());
-            let page = match store.read(move |store| read(store, &user, &id, from, limits)).await {
-                Ok(page) => Some(page),
-                Err(error) => {
-                    tracing::warn!(%error, %chat, "an inbox cannot be read");
-                    None
-                }
-            };
+            let id = chat.clone();
+            let page = store.read(move |store| read(store, &id)).await;
+            let page = page.inspect_err(|error| tracing::warn!(%error, %chat, "a log cannot be read")).ok();
             // Nobody hears it if the relay is stopping.
-            let _ = report.send(Report::Page(PageRead { device, epoch, chat, page }));
+            let _ = report.send(bring(PageRead { device, epoch, chat, page }));
         });
     }
 
-    pub(super) fn page(&mut self, read: PageRead) {
-        let now = self.now();
-        let Some(state) = self.devices.get_mut(&read.device) else { return };
-        let Some(link) = state.link.clone().filter(|link| link.epoch == read.epoch) else { return };
+    /// The connection that a page was read for, if it is still the device's. The next page may be read.
+    pub(super) fn arrived<T>(&mut self, read: &PageRead<T>) -> Option<Arc<Link>> {
+        let state = self.devices.get_mut(&read.device)?;
+        let link = state.link.clone().filter(|link| link.epoch == read.epoch)?;
         state.reading = false;
+        Some(link)
+    }
+
+    /// Where a chat stands that is behind. For one that is not any more, what comes next is read: the device may have
+    /// acknowledged meanwhile; what was read is still what comes next, or lies before it.
+    pub(super) fn still_behind(&mut self, device: &DeviceId, chat: &ChatId) -> Option<Track> {
+        let track = self.devices.get(device).and_then(|state| state.track(chat)).copied();
+        let track = track.filter(|track| matches!(track, Track::Behind { .. }));
+        if track.is_none() {
+            self.drain(device);
+        }
+        track
+    }
+
+    /// A page was pushed up to `covered`, all of it if it `fits`; the chat stood at `track`, and ends with `head`. Reads
+    /// on.
+    pub(super) fn pushed_up_to(
+        &mut self,
+        (device, chat): (&DeviceId, &ChatId),
+        track: Track,
+        covered: Option<Seq>,
+        head: Option<Seq>,
+        fits: bool,
+    ) {
+        let after = track.read_up_to(covered, head, self.now());
+        if after.is_none() {
+            self.moves.insert((device.clone(), chat.clone()), InboxChange::Remove);
+        }
+        if let Some(state) = self.devices.get_mut(device) {
+            state.set(chat, after);
+        }
+        if fits || after != Some(track) {
+            self.drain(device);
+        }
+    }
+
+    pub(super) fn page(&mut self, read: PageRead<Page>) {
+        let Some(link) = self.arrived(&read) else { return };
         let Some(page) = read.page else {
             // The store is being opened anew; the device comes back to a relay that can read.
             link.close(&StoreError::Closed.refusal());
             return;
         };
-        // The device may have acknowledged meanwhile; what was read is still what comes next, or lies before it.
-        let Some(track) = state.track(&read.chat).copied().filter(|t| matches!(t, Track::Behind { .. })) else {
-            self.drain(&read.device);
-            return;
-        };
+        let Some(track) = self.still_behind(&read.device, &read.chat) else { return };
         let mut covered = None;
         let mut push = |event: &Event, last: Seq| {
             let fits = link.push(&read.chat, Some(last), event_frame(event));
@@ -113,14 +159,7 @@ impl Worker {
             fits = fits && push(&Event::Hidden { chat: chat(), range: *range }, range.to);
         }
         self.metrics.inbox_drained.inc_by(pushed);
-        let after = track.read_up_to(covered, page.head, now);
-        if after.is_none() {
-            self.moves.insert((read.device.clone(), chat()), crate::store::InboxChange::Remove);
-        }
-        state.set(&read.chat, after);
-        if fits || after != Some(track) {
-            self.drain(&read.device);
-        }
+        self.pushed_up_to((&read.device, &read.chat), track, covered, page.head, fits);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Going on where an earlier run, or the store before a fault, left off.
 
-use super::Worker;
+use super::{Worker, region};
 use crate::edge::Link;
 use crate::store::{PageLimit, StoreError};
-use godwit_wire::{ChatId, Seq, UserId};
+use godwit_wire::{ChatId, Seq};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -38,8 +38,11 @@ impl Worker {
                 return Ok(());
             };
             from = Some(last.seq.next());
-            let users: HashSet<UserId> =
-                unsettled.entries.iter().flat_map(|(_, users)| self.served(&unsettled.chat, users)).collect();
+            let mut users = HashSet::new();
+            for (_, recipients) in &unsettled.entries {
+                let abroad = region::abroad(&self.region, &unsettled.chat, recipients);
+                users.extend(region::served(&self.region, recipients, &abroad).cloned());
+            }
             self.load_users(users.into_iter()).await?;
             for (entry, recipients) in unsettled.entries {
                 self.entry(&unsettled.chat, &entry, &recipients);

@@ -3,10 +3,11 @@
 //! far everybody did.
 
 use super::chat::Floors;
-use super::{Report, Worker, entry_event, event_frame};
+use super::drain::PageRead;
+use super::{Report, Worker};
 use crate::edge::Link;
 use crate::peers::frame::PeerFrame;
-use crate::store::{PageLimit, RegionRun, Watermark};
+use crate::store::{RegionRun, Watermark};
 use bytes::Bytes;
 use godwit_core::Entry;
 use godwit_core::entry::encode_record;
@@ -14,18 +15,6 @@ use godwit_core::inbox::Track;
 use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// Entries and bytes of one page for a region.
-const PAGE: PageLimit = PageLimit { entries: 512, bytes: 256 << 10 };
-
-/// A page of a log that was read for a region.
-#[derive(Debug)]
-pub(super) struct RegionRead {
-    pub(super) device: DeviceId,
-    pub(super) epoch: u64,
-    pub(super) chat: ChatId,
-    pub(super) run: Option<RegionRun>,
-}
 
 /// Something about a chat that another region was told.
 #[derive(Debug)]
@@ -47,63 +36,39 @@ pub(super) fn record(entry: &Entry) -> Bytes {
     encode_record(entry).into()
 }
 
+/// The regions, other than `own`, that are to get an entry of the chat for its recipients. Of a copy nobody else is served.
+pub(super) fn abroad(own: &RegionId, chat: &ChatId, recipients: &[UserId]) -> Vec<UserId> {
+    if chat.home() != own {
+        return Vec::new();
+    }
+    let regions: BTreeSet<RegionId> = recipients.iter().filter(|user| !user.is_home(own)).map(UserId::home).collect();
+    regions.iter().map(UserId::of_region).collect()
+}
+
+/// Who is to be served from here: users of this region, and regions.
+pub(super) fn served<'a>(
+    own: &RegionId,
+    recipients: &'a [UserId],
+    abroad: &'a [UserId],
+) -> impl Iterator<Item = &'a UserId> {
+    recipients.iter().filter(|user| user.is_home(own)).chain(abroad)
+}
+
 impl Worker {
-    /// Who is to be served from here: users of this region, and the regions of the others. Of a copy nobody else is.
-    pub(super) fn served(&self, chat: &ChatId, recipients: &[UserId]) -> Vec<UserId> {
-        let mut served = Vec::with_capacity(recipients.len());
-        let mut regions = BTreeSet::new();
-        for user in recipients {
-            if user.is_home(&self.region) {
-                served.push(user.clone());
-            } else if *chat.home() == self.region {
-                regions.insert(user.home());
-            }
-        }
-        served.extend(regions.iter().map(UserId::of_region));
-        served
-    }
-
-    /// Reads on for a region that is behind.
-    pub(super) fn drain_region(&self, link: &Arc<Link>, chat: ChatId, from: Seq) {
-        let (store, report) = (self.store.clone(), self.report.clone());
-        let (device, epoch, region) = (link.device.clone(), link.epoch, link.device.home());
-        tokio::spawn(async move {
-            let id = chat.clone();
-            let run = store.read(move |store| store.region_run(&region, &id, from, PAGE)).await;
-            let run = run.inspect_err(|error| tracing::warn!(%error, %chat, "a log cannot be read")).ok();
-            // Nobody hears it if the relay is stopping.
-            let _ = report.send(Report::Region(RegionRead { device, epoch, chat, run }));
-        });
-    }
-
-    pub(super) fn region_page(&mut self, read: RegionRead) {
-        let now = self.now();
-        let Some(state) = self.devices.get_mut(&read.device) else { return };
-        let Some(link) = state.link.clone().filter(|link| link.epoch == read.epoch) else { return };
-        state.reading = false;
+    pub(super) fn region_page(&mut self, read: PageRead<RegionRun>) {
+        let Some(link) = self.arrived(&read) else { return };
         // The next look finds a store that can be read again.
-        let Some(run) = read.run else { return };
-        let Some(track) = state.track(&read.chat).copied().filter(|track| matches!(track, Track::Behind { .. })) else {
-            self.drain(&read.device);
-            return;
-        };
+        let Some(mut run) = read.page else { return };
+        let Some(track) = self.still_behind(&read.device, &read.chat) else { return };
         let mut covered = run.covered.filter(|_| run.entries.is_empty());
         let mut fits = true;
-        for (i, entry) in run.entries.iter().enumerate() {
-            let base = run.base.clone().filter(|_| i == 0);
-            fits = fits && link.replicate(&read.chat, base, entry.seq, record(entry));
+        for entry in &run.entries {
+            fits = fits && link.replicate(&read.chat, run.base.take(), entry.seq, record(entry));
             if fits {
                 covered = Some(entry.seq);
             }
         }
-        let after = track.read_up_to(covered, run.head, now);
-        if after.is_none() {
-            self.moves.insert((read.device.clone(), read.chat.clone()), crate::store::InboxChange::Remove);
-        }
-        state.set(&read.chat, after);
-        if fits || after != Some(track) {
-            self.drain(&read.device);
-        }
+        self.pushed_up_to((&read.device, &read.chat), track, covered, run.head, fits);
     }
 
     /// A region does not have what came before what it got.
@@ -151,7 +116,7 @@ impl Worker {
     /// Tells the homes of chats how far this region's users got, and other regions how far everybody did.
     pub(super) fn tell_regions(&mut self) {
         let mut tell = Vec::new();
-        for (chat, fan) in &self.chats {
+        for (chat, fan) in &mut self.chats {
             if *chat.home() != self.region {
                 let marks = fan.untold();
                 if !marks.is_empty() && !fan.is_telling(chat.home()) {
@@ -194,16 +159,20 @@ impl Worker {
 
     /// Gives an entry at once to devices whose home is away, wherever they are connected. It is only a hint that finds
     /// them, and nobody waits for it: their home serves them once it is back.
-    pub(super) fn push_directly(&self, chat: &ChatId, entry: &Entry, recipients: &[UserId]) {
-        let Some(cluster) = &self.cluster else { return };
-        let away = |user: &&UserId| {
-            !user.is_home(&self.region) && self.region_link(&user.home()).is_none_or(|link| link.is_closed())
-        };
-        let users: Vec<UserId> = recipients.iter().filter(away).cloned().collect();
-        if users.is_empty() {
-            return;
-        }
-        let event = event_frame(&entry_event(chat, entry));
+    pub(super) fn push_directly(
+        &self,
+        chat: &ChatId,
+        entry: &Entry,
+        recipients: &[UserId],
+        abroad: &[UserId],
+        event: impl FnOnce() -> Bytes,
+    ) {
+        let away = |region: &RegionId| self.region_link(region).is_none_or(|link| link.is_closed());
+        let away: Vec<RegionId> = abroad.iter().map(UserId::home).filter(away).collect();
+        let Some(cluster) = self.cluster.as_ref().filter(|_| !away.is_empty()) else { return };
+        let users = recipients.iter().filter(|user| away.iter().any(|region| user.is_home(region)));
+        let users: Vec<UserId> = users.cloned().collect();
+        let event = event();
         for user in &users {
             if self.registry.push_user(user, Some(&entry.from), chat, &event) {
                 self.metrics.direct_pushes.inc();

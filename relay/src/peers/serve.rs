@@ -136,12 +136,10 @@ impl Served {
                 return;
             }
             PeerFrame::Push { devices, chat, event } => {
-                for device in devices {
-                    // Who may push to whom: the home of the chat, and the home of the device's user.
-                    let region = self.link.relay().region();
-                    if region == *chat.home() || region == device.home() {
-                        self.edge.registry.push(&device, &chat, event.clone());
-                    }
+                // Who may push to whom: the home of the chat, and the home of the device's user.
+                let (region, any) = (self.link.relay().region(), self.is_home_of(&chat));
+                for device in devices.iter().filter(|device| any || device.home() == region) {
+                    self.edge.registry.push(device, &chat, event.clone());
                 }
                 return;
             }
