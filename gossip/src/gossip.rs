@@ -167,6 +167,11 @@ impl Gossip {
         }
     }
 
+    /// How this relay is doing, as it was said last.
+    pub fn status(&self) -> Status {
+        self.status.1
+    }
+
     fn tell_status(&mut self) {
         let (version, status) = self.status;
         let urgent = status.draining != self.told.draining;

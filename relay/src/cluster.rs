@@ -13,7 +13,7 @@ use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
 use godwit_wire::{RegionId, RelayId, UserId, limits};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
@@ -36,10 +36,9 @@ pub(crate) struct Cluster {
     gossip: Mutex<Gossip>,
     pub(crate) peers: Arc<Peers>,
     /// Relays that hold a region's store, by region. More than one in a region is a mistake of its operator.
-    stores: RwLock<HashMap<RegionId, BTreeMap<RelayId, Identity>>>,
+    stores: RwLock<HashMap<RegionId, BTreeSet<RelayId>>>,
     /// It was told of other relays, or met one.
     joined: AtomicBool,
-    status: Mutex<Status>,
     /// Pulls at the same time.
     pulls: Semaphore,
     /// Relays to which a link is kept up.
@@ -61,7 +60,6 @@ impl Cluster {
             peers,
             stores: RwLock::default(),
             joined: AtomicBool::new(false),
-            status: Mutex::default(),
             pulls: Semaphore::new(PULLS),
             kept: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -129,7 +127,7 @@ impl Cluster {
                 if identity.kind() == Kind::Store {
                     let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                     let region = stores.entry(identity.relay().region()).or_default();
-                    region.insert(identity.relay().clone(), identity.clone());
+                    region.insert(identity.relay().clone());
                     if region.len() > 1 {
                         tracing::error!(region = %identity.relay().region(), "several relays hold a store of one region");
                     }
@@ -222,9 +220,7 @@ impl Cluster {
                 None => {}
             }
             match self.peers.dial(identity.addr()).await {
-                Ok(link) => {
-                    self.serve(link);
-                }
+                Ok(link) => self.serve(link),
                 Err(refusal) => {
                     tracing::debug!(relay = %identity.relay(), %refusal, "cannot dial");
                     failures += 1;
@@ -313,7 +309,7 @@ impl Cluster {
     /// The relay that holds the store of `region`, as far as is known.
     pub(crate) fn store_of(&self, region: &RegionId) -> Option<RelayId> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
-        stores.get(region)?.keys().next().cloned()
+        stores.get(region)?.first().cloned()
     }
 
     /// Addresses of other relays that a device may use, the best first: those of this region, then those with the
@@ -335,15 +331,14 @@ impl Cluster {
 
     /// How this relay is doing, as the others are told.
     fn status(&self) -> Status {
-        *locked(&self.status)
+        locked(&self.gossip).status()
     }
 
-    pub(crate) fn set_status(self: &Arc<Self>, status: Status) {
-        *locked(&self.status) = status;
+    fn set_status(self: &Arc<Self>, status: Status) {
         self.with(|gossip| gossip.set_status(status));
     }
 
-    pub(crate) fn stats(&self) -> Stats {
+    fn stats(&self) -> Stats {
         locked(&self.gossip).stats()
     }
 

@@ -12,6 +12,7 @@ pub use values::{Count, Size, Time};
 
 use crate::edge::{AdmissionConfig, Rate, UserRates};
 use crate::fanout::FanoutConfig;
+use crate::outbox::OutboxLimits;
 use crate::store::StoreLimits;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -160,14 +161,15 @@ impl Default for Config {
 
 impl Default for ClusterSection {
     fn default() -> Self {
+        let parts = OutboxLimits::default();
         Self {
             role: Role::default(),
             advertise: None,
             join: Vec::new(),
             network: Network::default(),
             presence: PresenceScope::default(),
-            outbox: Size::of(256 << 20),
-            outbox_per_user: Size::of(16 << 20),
+            outbox: Size::of(parts.bytes as u64),
+            outbox_per_user: Size::of(parts.user_bytes as u64),
         }
     }
 }
@@ -237,6 +239,10 @@ impl Config {
             PresenceScope::Region => godwit_gossip::PresenceScope::Region,
         };
         config
+    }
+
+    pub(crate) fn outbox(&self) -> OutboxLimits {
+        OutboxLimits { bytes: self.cluster.outbox.bytes(), user_bytes: self.cluster.outbox_per_user.bytes() }
     }
 
     pub(crate) fn store_limits(&self) -> StoreLimits {

@@ -20,7 +20,7 @@ use file::{Change, File, Kept, sender_key};
 use godwit_core::{Action, Command, Outcome, Sender};
 use godwit_wire::frame::Reply;
 use godwit_wire::{ChatId, Clock, Code, Refusal};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,6 +45,12 @@ pub(crate) struct OutboxLimits {
     pub(crate) bytes: usize,
     /// Of that, one user's.
     pub(crate) user_bytes: usize,
+}
+
+impl Default for OutboxLimits {
+    fn default() -> Self {
+        Self { bytes: 256 << 20, user_bytes: 16 << 20 }
+    }
 }
 
 /// Hears the outcome of a request that was queued before.
@@ -275,8 +281,7 @@ impl Outbox {
 
     /// Queues of homes that can be reached, marked as being handed on.
     fn ready(&self, router: &Router, most: usize) -> Vec<Place> {
-        let mut reachable: HashSet<_> = HashSet::new();
-        let mut away: HashSet<_> = HashSet::new();
+        let mut reachable = HashMap::new();
         let mut state = self.state();
         let now = Instant::now();
         let rests = |queue: &Queue| queue.busy || queue.rests.is_some_and(|until| now < until);
@@ -284,11 +289,8 @@ impl Outbox {
         let mut ready = Vec::new();
         for (place, _) in idle {
             let home = place.0.home();
-            if !reachable.contains(home) && !away.contains(home) {
-                let known = if matches!(router.route(home), Route::There(_)) { &mut reachable } else { &mut away };
-                known.insert(home.clone());
-            }
-            if reachable.contains(home) {
+            let known = reachable.entry(home.clone());
+            if *known.or_insert_with(|| matches!(router.route(home), Route::There(_))) {
                 ready.push(place.clone());
             }
             if ready.len() >= most {

@@ -21,7 +21,7 @@ use crate::quic::Connection;
 use frame::{PeerAsk, PeerHello, PeerWelcome, VERSIONS};
 use godwit_certs::Identity as Certified;
 use godwit_certs::identity::peer;
-use godwit_gossip::{Identity, Versions};
+use godwit_gossip::Identity;
 use godwit_wire::codec::{self, Decoded, FrameReader};
 use godwit_wire::{Clock, Code, RELAY_SERVER_NAME, Refusal, RelayId};
 use quinn::{ClientConfig, Endpoint, VarInt};
@@ -43,7 +43,6 @@ const PEER_LANES: u32 = 16;
 pub(crate) struct Peers {
     /// Changes only if the cluster declared this run down by mistake.
     me: RwLock<Identity>,
-    versions: Versions,
     generation: Option<u64>,
     clock: Clock,
     endpoint: Endpoint,
@@ -68,7 +67,6 @@ impl Peers {
     ) -> Self {
         let (changed, _) = watch::channel(());
         Self {
-            versions: me.versions(),
             me: RwLock::new(me),
             generation,
             clock,
@@ -163,8 +161,8 @@ impl Peers {
         if hello.identity.relay() != relay {
             return Err(refused(format!("the certificate names {relay}, the hello {}", hello.identity.relay())));
         }
-        let version = self.versions.common(hello.identity.versions()).ok_or_else(|| {
-            let (ours, theirs) = (self.versions, hello.identity.versions());
+        let (ours, theirs) = (self.me().versions(), hello.identity.versions());
+        let version = ours.common(theirs).ok_or_else(|| {
             let why =
                 format!("no common version: {}..{} here, {}..{} there", ours.min, ours.max, theirs.min, theirs.max);
             Refusal::because(Code::Invalid, why)

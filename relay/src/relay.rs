@@ -6,7 +6,7 @@ use crate::config::{Config, Role};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
-use crate::outbox::{Outbox, OutboxLimits};
+use crate::outbox::Outbox;
 use crate::owner::Owner;
 use crate::peers::{self, ALPN_PEER, Peers};
 use crate::quic::endpoint;
@@ -147,9 +147,7 @@ impl Relay {
         let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
         let socket = endpoint::bind(config.listen).map_err(bind_error("listen", config.listen))?;
         let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
-        let limits =
-            OutboxLimits { bytes: config.cluster.outbox.bytes(), user_bytes: config.cluster.outbox_per_user.bytes() };
-        let outbox = Outbox::open(&config.data, limits, crypto.clock.clone(), metrics.clone())?;
+        let outbox = Outbox::open(&config.data, config.outbox(), crypto.clock.clone(), metrics.clone())?;
         let outbox = Arc::new(outbox);
         let registry = Arc::new(Registry::new(config.delivery.lane_bytes.bytes()));
         let chains = ChainVerifier::new(crypto, &files.root)?;

@@ -263,11 +263,19 @@ impl Store {
         self.in_flight.available_permits() == self.in_flight_permits as usize
     }
 
-    async fn write<W: Write>(&self, write: W) -> Result<W::Output, Refusal> {
+    /// Queues a write, and gives the wait for it to be durable.
+    async fn queue<W: Write>(
+        &self,
+        write: W,
+    ) -> Result<impl Future<Output = Result<W::Output, Refusal>> + Send + use<W>, Refusal> {
         let (job, answer) = job(write);
         let gone = || Refusal::from(Code::ShuttingDown);
         self.jobs.send(job).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        Ok(async move { answer.await.map_err(|_| gone())? })
+    }
+
+    async fn write<W: Write>(&self, write: W) -> Result<W::Output, Refusal> {
+        self.queue(write).await?.await
     }
 
     /// Waits until there is room for `commands`, then queues them and returns the wait for their outcomes, one each in
@@ -288,10 +296,7 @@ impl Store {
         missing: Vec<UserId>,
     ) -> Result<impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<>, Refusal> {
         let in_flight = self.hold(commands.iter().map(Command::cost_bytes).sum()).await?;
-        let gone = || Refusal::from(Code::ShuttingDown);
-        let (job, answer) = job(Commands { batch: commands, missing, in_flight });
-        self.jobs.send(job).await.map_err(|_| gone())?;
-        Ok(async move { answer.await.map_err(|_| gone())? })
+        self.queue(Commands { batch: commands, missing, in_flight }).await
     }
 
     /// Waits until so many bytes more may be on their way to fan-out.
@@ -311,10 +316,7 @@ impl Store {
         let content: u64 = entries.iter().map(|entry| Entry::content_bytes(&entry.body)).sum();
         let bytes = entries.len() * size_of::<Entry>() + usize::try_from(content).unwrap_or(usize::MAX);
         let in_flight = self.hold(bytes).await?;
-        let gone = || Refusal::from(Code::ShuttingDown);
-        let (job, answer) = job(Replicate { chat, base, entries, in_flight });
-        self.jobs.send(job).await.map_err(|_| gone())?;
-        Ok(async move { answer.await.map_err(|_| gone())? })
+        self.queue(Replicate { chat, base, entries, in_flight }).await
     }
 
     /// Uses up a token and gives `device` a new enrolment, for which `issue` makes the certificate.

@@ -9,7 +9,7 @@ use godwit_certs::DeviceKey;
 use godwit_certs::authority::{Credential, Root};
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::{self, Crypto};
-use godwit_gossip::Kind;
+use godwit_gossip::{Kind, Versions};
 use godwit_wire::frame::{Ack, Options, Reply, Request, SendMessage, Stamp};
 use godwit_wire::{ChatId, DeviceId, MessageId, Seq};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -202,17 +202,15 @@ async fn who_is_no_relay_of_the_authority_gets_no_link() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_without_a_common_version_is_told_so() {
     let victim = Victim::new().await;
-    let mut peers = victim.peers("us/us-1", victim.credential("us/us-1"));
+    let peers = victim.peers("us/us-1", victim.credential("us/us-1"));
     let newer = Versions { min: VERSIONS.max + 1, max: VERSIONS.max + 2 };
     let me = peers.me();
     peers.renewed(Identity::new(me.relay().clone(), me.addr(), 1, newer, Kind::Store));
-    peers.versions = newer;
     let refusal = peers.dial(victim.relay.quic).await.expect_err("no common version");
     assert!(refusal.explanation.contains("no common version"), "{refusal}");
     // One that speaks an older version too is understood in that.
     let both = Versions { min: VERSIONS.min, max: VERSIONS.max + 1 };
     peers.renewed(Identity::new(me.relay().clone(), me.addr(), 2, both, Kind::Store));
-    peers.versions = both;
     let link = peers.dial(victim.relay.quic).await.unwrap();
     assert_eq!(link.version, VERSIONS.max);
 }
