@@ -27,6 +27,8 @@ const JOBS: usize = 64;
 const POLL: Duration = Duration::from_millis(50);
 /// How long history that is not here may take to come.
 const FETCH: Duration = Duration::from_secs(20);
+/// When it is asked for again after its connection ended.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -432,14 +434,20 @@ impl Client {
         self.ask(|done| Job::Info { chat: chat.clone(), done }).await
     }
 
-    async fn ask(&self, job: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Job) -> Result<(), Error> {
-        self.wait_connected(FETCH).await?;
-        let (done, outcome) = oneshot::channel();
-        self.jobs.send(job(done)).await.map_err(|_| Error::Closed)?;
-        match tokio::time::timeout(FETCH, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Error::Unreachable("the connection ended".to_owned())),
-            Err(_) => Err(Error::TimedOut(FETCH)),
+    /// Asks over the connection; again over the next one, if it ends before the answer.
+    async fn ask(&self, job: impl Fn(oneshot::Sender<Result<(), Error>>) -> Job) -> Result<(), Error> {
+        let deadline = Instant::now() + FETCH;
+        loop {
+            self.wait_connected(deadline.saturating_duration_since(Instant::now())).await?;
+            let (done, outcome) = oneshot::channel();
+            self.jobs.send(job(done)).await.map_err(|_| Error::Closed)?;
+            match tokio::time::timeout_at(deadline, outcome).await {
+                Ok(Ok(Err(Error::Unreachable(_))) | Err(_)) => {}
+                Ok(Ok(outcome)) => return outcome,
+                Err(_) => return Err(Error::TimedOut(FETCH)),
+            }
+            // The state says a moment later that the connection ended.
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 

@@ -9,7 +9,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, ConnectionError, Endpoint, IdleTimeout, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -23,9 +23,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Event lanes that a relay may open.
 const EVENT_LANES: u32 = 16;
 
-/// A socket for each family, made when first used.
+/// A socket for each family, made when first used. Cloning shares them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sockets(Arc<Mutex<Endpoints>>);
+
 #[derive(Debug, Default)]
-pub(crate) struct Sockets {
+struct Endpoints {
     v4: Option<Endpoint>,
     v6: Option<Endpoint>,
 }
@@ -36,9 +39,14 @@ fn socket(v6: bool) -> std::io::Result<UdpSocket> {
 }
 
 impl Sockets {
-    fn endpoint(&mut self, address: SocketAddr) -> Result<Endpoint, Error> {
+    fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, Error> {
         let v6 = address.is_ipv6();
-        let slot = if v6 { &mut self.v6 } else { &mut self.v4 };
+        let mut endpoints = self.endpoints();
+        let slot = if v6 { &mut endpoints.v6 } else { &mut endpoints.v4 };
         if let Some(endpoint) = slot {
             return Ok(endpoint.clone());
         }
@@ -52,7 +60,8 @@ impl Sockets {
 
     /// Moves to new sockets: connections go on from there (QUIC path migration, RFC 9000, section 9).
     pub(crate) fn rebind(&self) -> std::io::Result<()> {
-        for (endpoint, v6) in [(&self.v4, false), (&self.v6, true)] {
+        let endpoints = self.endpoints();
+        for (endpoint, v6) in [(&endpoints.v4, false), (&endpoints.v6, true)] {
             if let Some(endpoint) = endpoint {
                 endpoint.rebind(socket(v6)?)?;
             }
@@ -103,10 +112,16 @@ impl Dialer {
         Ok(Self { config })
     }
 
-    /// Connects to the first of `addresses` (`host:port`, DNS names may have several addresses) that answers.
+    /// Connects to the first of `addresses` (`host:port`, DNS names may have several addresses) that answers and is none
+    /// of the relays to `avoid`.
     ///
     /// Cancel safety: attempts under way are given up.
-    pub(crate) async fn connect(&self, sockets: &mut Sockets, addresses: &[String]) -> Result<Dialed, Error> {
+    pub(crate) async fn connect(
+        &self,
+        sockets: &Sockets,
+        addresses: &[String],
+        avoid: &[RelayId],
+    ) -> Result<Dialed, Error> {
         let mut candidates = Vec::new();
         let mut last = Error::Unreachable("no relay's address is known".to_owned());
         for address in addresses {
@@ -133,6 +148,10 @@ impl Dialer {
         }
         while let Some(result) = attempts.join_next().await {
             match result {
+                Ok(Ok(connected)) if avoid.contains(&connected.relay) => {
+                    connected.connection.close(VarInt::from_u32(0), b"");
+                    last = Error::Unreachable(format!("{}: the relay to be left", connected.address));
+                }
                 Ok(Ok(connected)) => return Ok(connected),
                 Ok(Err(error)) => last = error,
                 Err(error) => last = Error::Unreachable(error.to_string()),

@@ -50,7 +50,7 @@ pub async fn enrol(options: EnrolOptions) -> Result<DeviceId, Error> {
     let key = DeviceKey::generate().map_err(|error| certificates(&error))?;
     let csr = key.request(&device).map_err(|error| certificates(&error))?.into();
     let dialer = Dialer::new(&Crypto::system(), &authority, None, ALPN_ENROL)?;
-    let connection = dialer.connect(&mut Sockets::default(), &relays).await?.connection;
+    let connection = dialer.connect(&Sockets::default(), &relays, &[]).await?.connection;
     let reply = one_shot(&connection, &EnrolRequest::Enrol { token, csr }).await;
     let chain = match reply {
         Ok(Reply::Certificate(chain)) => chain,

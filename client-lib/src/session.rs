@@ -7,7 +7,7 @@ use crate::dial::ended;
 use crate::error::Error;
 use bytes::Bytes;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Event, Hello, Options, Reply, Request, Welcome};
+use godwit_wire::frame::{Address, Event, Hello, Options, Reply, Request, Welcome};
 use godwit_wire::{ChatId, Code, Refusal, Ticket};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::time::Duration;
@@ -75,24 +75,41 @@ async fn read_reply(receive: &mut RecvStream, reader: &mut FrameReader) -> Resul
     }
 }
 
+/// How a hello was answered.
+#[derive(Debug)]
+pub(crate) enum Started {
+    Here {
+        session: Session,
+        welcome: Welcome,
+        incoming: mpsc::Receiver<FromRelay>,
+    },
+    /// The relay has no room, or leaves.
+    Elsewhere {
+        reason: Refusal,
+        relays: Vec<Address>,
+    },
+}
+
 impl Session {
-    /// Says hello on a fresh connection, with a ticket for the relay.
+    /// Says hello on a fresh connection, with a ticket for the relay; `sent_here` by another one.
     ///
     /// # Errors
     /// [`Error::Refused`] with the relay's reason if the device is not let in.
-    pub(crate) async fn start(
-        connection: Connection,
-        ticket: &Ticket,
-    ) -> Result<(Self, Welcome, mpsc::Receiver<FromRelay>), Error> {
+    pub(crate) async fn start(connection: Connection, ticket: &Ticket, sent_here: bool) -> Result<Started, Error> {
+        let options = Options::with_ticket(ticket);
         let hello = Request::Hello(Hello {
             client: concat!("godwit-client ", env!("CARGO_PKG_VERSION")).to_owned(),
-            options: Options::with_ticket(ticket),
+            options: if sent_here { options.sent_here() } else { options },
         });
         let address = connection.remote_address();
         let reply = one_shot(&connection, &hello).await;
         let welcome = match reply {
             Ok(Reply::Welcome(welcome)) => welcome,
             Ok(Reply::Refused(refusal)) => return Err(refusal.into()),
+            Ok(Reply::Elsewhere { reason, relays }) => {
+                connection.close(VarInt::from_u32(0), b"");
+                return Ok(Started::Elsewhere { reason, relays });
+            }
             Ok(_) => return Err(unreachable("the relay answered the hello with something else")),
             // The reason of the close says more than the stream's end.
             Err(error) => {
@@ -104,7 +121,7 @@ impl Session {
         let mut session =
             Self { connection, incoming, lanes: Default::default(), tasks: JoinSet::new(), next_number: 1 };
         session.tasks.spawn(accept_events(session.connection.clone(), session.incoming.clone()));
-        Ok((session, welcome, queue))
+        Ok(Started::Here { session, welcome, incoming: queue })
     }
 
     pub(crate) fn connection(&self) -> &Connection {

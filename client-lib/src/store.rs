@@ -5,10 +5,12 @@
 //!
 //! - [`outbox`]: what is unsent
 //! - [`entries`]: chats and their logs
+//! - [`relays`]: which to try first
 //! - [`take`]: what the relay sent, and what becomes an event
 
 mod entries;
 mod outbox;
+mod relays;
 mod take;
 
 pub(crate) use entries::{ChatRow, Fetch, Orders};
@@ -25,9 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The number of the schema.
-const SCHEMA: i64 = 1;
-/// Relays that were learned have ranks from here on, after those that were given.
-const LEARNED: i64 = 1_000;
+const SCHEMA: i64 = 2;
 /// How long another process may hold the database.
 const BUSY: Duration = Duration::from_secs(10);
 /// Events that an app has not acknowledged are read so many at a time.
@@ -107,14 +107,17 @@ impl Store {
         self.db.pragma_update(None, "synchronous", "FULL")?;
         // What is erased leaves no bytes behind.
         self.db.pragma_update(None, "secure_delete", "ON")?;
-        if found == 0 {
+        if found < SCHEMA {
             let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             // Another process may have been faster.
             let now: i64 = txn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             if now == 0 {
                 txn.execute_batch(include_str!("store/schema.sql"))?;
-                txn.pragma_update(None, "user_version", SCHEMA)?;
             }
+            if now == 1 {
+                txn.execute_batch(include_str!("store/schema-2.sql"))?;
+            }
+            txn.pragma_update(None, "user_version", SCHEMA)?;
             txn.commit()?;
         }
         Ok(())
@@ -149,12 +152,7 @@ impl Store {
             params![device.id.as_str(), device.key, chain, device.authority],
         )?;
         outbox::renumber_all(&txn)?;
-        for (rank, address) in relays.iter().enumerate() {
-            txn.execute(
-                "INSERT INTO relays (address, rank) VALUES (?1, ?2) ON CONFLICT (address) DO UPDATE SET rank = ?2",
-                params![address, i64::try_from(rank).unwrap_or(i64::MAX)],
-            )?;
-        }
+        Self::give_relays(&txn, relays)?;
         Ok(txn.commit()?)
     }
 
@@ -169,22 +167,6 @@ impl Store {
         let before: Option<i64> = self.db.query_row("SELECT generation FROM device", [], |row| row.get(0))?;
         self.db.execute("UPDATE device SET generation = ?1", [generation])?;
         Ok(before.is_some_and(|before| before != generation))
-    }
-
-    /// Notes the relays that one named, after those that were given; earlier ones that it does not name are dropped.
-    pub(crate) fn learn_relays(&mut self, relays: &[String]) -> Result<(), Error> {
-        let txn = self.db.transaction()?;
-        txn.execute("DELETE FROM relays WHERE rank >= ?1", [LEARNED])?;
-        for (rank, address) in (LEARNED..).zip(relays) {
-            txn.execute("INSERT OR IGNORE INTO relays (address, rank) VALUES (?1, ?2)", params![address, rank])?;
-        }
-        Ok(txn.commit()?)
-    }
-
-    pub(crate) fn relays(&self) -> Result<Vec<String>, Error> {
-        let mut query = self.db.prepare_cached("SELECT address FROM relays ORDER BY rank, address")?;
-        let rows = query.query_map([], |row| row.get(0))?;
-        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Events after `after` that the app has not acknowledged, in order.

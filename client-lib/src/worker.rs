@@ -2,20 +2,19 @@
 //!
 //! One task, on the home whose lock it holds. All it decides on is in the store, so it can die at any line.
 
+mod join;
 mod live;
 
 use crate::client::Inner;
-use crate::dial::{Dialed, Dialer, Sockets};
+use crate::dial::Sockets;
 use crate::error::Error;
 use crate::event::ConnectionState;
-use crate::session::Session;
 use crate::store::{Lock, Orders};
-use godwit_certs::DeviceKey;
 use godwit_certs::tls::Crypto;
 use godwit_wire::frame::Welcome;
-use godwit_wire::{ALPN_DEVICE, ChatId, Code, Seq};
+use godwit_wire::{ChatId, Code, Seq};
+use join::{Joined, Joiner, addresses};
 use live::{End, Live};
-use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,9 +49,8 @@ pub(crate) struct Worker {
     inner: Arc<Inner>,
     jobs: mpsc::Receiver<Job>,
     stop: CancellationToken,
-    crypto: Crypto,
+    joiner: Joiner,
     _lock: Lock,
-    sockets: Sockets,
     orders: Orders,
     /// Taken and not known to be acknowledged.
     unacknowledged: HashMap<ChatId, Seq>,
@@ -68,13 +66,13 @@ impl Worker {
         crypto: Crypto,
         lock: Lock,
     ) -> Self {
+        let joiner = Joiner { inner: inner.clone(), crypto, sockets: Sockets::default() };
         Self {
             inner,
             jobs,
             stop,
-            crypto,
+            joiner,
             _lock: lock,
-            sockets: Sockets::default(),
             orders: Orders::new(),
             unacknowledged: HashMap::new(),
             compared: false,
@@ -83,15 +81,19 @@ impl Worker {
 
     pub(crate) async fn run(mut self) {
         let mut failures = 0;
+        let mut joined = None;
         loop {
-            self.inner.set_state(ConnectionState::Connecting);
             let stop = self.stop.clone();
             let end = tokio::select! {
                 () = stop.cancelled() => End::Stopped,
-                end = self.once() => end,
+                end = self.once(joined.take()) => end,
             };
             let error = match end {
                 End::Stopped => return,
+                End::Moved(next) => {
+                    joined = Some(*next);
+                    continue;
+                }
                 End::Lost { error, lived } => {
                     failures = if lived { 0 } else { failures + 1 };
                     error
@@ -142,7 +144,7 @@ impl Worker {
                 () = &mut sleep => return true,
                 job = self.jobs.recv() => match job {
                     Some(Job::NetworkChanged) => {
-                        if let Err(error) = self.sockets.rebind() {
+                        if let Err(error) = self.network_changed() {
                             tracing::warn!(%error, "no new socket");
                         }
                         return true;
@@ -173,30 +175,35 @@ impl Worker {
         }
     }
 
-    /// One connection, from dialling to its end.
-    async fn once(&mut self) -> End {
-        match self.connect().await {
+    /// New sockets, and nothing known of the way to any relay.
+    fn network_changed(&self) -> Result<(), Error> {
+        self.inner.store().forget_round_trips()?;
+        let rebound = self.joiner.sockets.rebind();
+        rebound.map_err(|error| Error::Unreachable(format!("no new socket: {error}")))
+    }
+
+    /// One connection to its end: a new one, or one that was joined already.
+    async fn once(&mut self, joined: Option<Joined>) -> End {
+        let joined = match joined {
+            Some(joined) => Ok(joined),
+            None => self.join().await,
+        };
+        match joined.and_then(|joined| self.enter(joined)) {
             Ok(live) => live.run(self).await,
             Err(error) => End::Lost { error, lived: false },
         }
     }
 
-    async fn connect(&mut self) -> Result<Live, Error> {
-        let (row, relays) = {
-            let store = self.inner.store();
-            (store.device()?.ok_or_else(|| Error::NotEnrolled(self.inner.home.clone()))?, store.relays()?)
-        };
-        let key = DeviceKey::from_der(&row.key).map_err(|error| Error::Certificates(error.to_string()))?;
-        let chain: Vec<_> = row.chain.into_iter().map(CertificateDer::from).collect();
-        let authority = CertificateDer::from(row.authority);
-        let dialer = Dialer::new(&self.crypto, &authority, Some(key.credential(chain.clone())), ALPN_DEVICE)?;
-        let Dialed { connection, relay, address } = dialer.connect(&mut self.sockets, &relays).await?;
-        let ticket = key.ticket_for(&relay, &chain).map_err(|error| Error::Certificates(error.to_string()))?;
-        let (session, welcome, incoming) = Session::start(connection, &ticket).await?;
-        if !welcome.relays.is_empty() {
-            let relays: Vec<String> = welcome.relays.iter().map(|address| address.0.clone()).collect();
-            self.inner.store().learn_relays(&relays)?;
-        }
+    async fn join(&self) -> Result<Joined, Error> {
+        self.inner.set_state(ConnectionState::Connecting);
+        let relays = self.inner.store().relays()?;
+        self.joiner.join(relays, None).await
+    }
+
+    fn enter(&mut self, joined: Joined) -> Result<Live, Error> {
+        let Joined { session, welcome, incoming, address } = joined;
+        let round_trip = session.connection().rtt();
+        self.inner.store().joined_relay(&address, round_trip, &addresses(&welcome.relays))?;
         let another = welcome.store_generation != Welcome::UNKNOWN_GENERATION
             && self.inner.store().set_generation(welcome.store_generation)?;
         if another {

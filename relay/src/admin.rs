@@ -1,7 +1,9 @@
 //! Health, metrics and commands for operators, over HTTP on a loopback address.
 
+use crate::config::Config;
+use crate::drain;
 use crate::edge::Edge;
-use crate::store::{Snapshot, StoreError};
+use crate::store::{Snapshot, StoreError, file};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -26,6 +28,7 @@ pub(crate) struct Admin {
     served: Arc<ServedCertificate>,
     stop: CancellationToken,
     store_path: PathBuf,
+    drain_per_second: usize,
     totals_at: Mutex<Option<Instant>>,
 }
 
@@ -34,9 +37,11 @@ impl Admin {
         edge: Arc<Edge>,
         served: Arc<ServedCertificate>,
         stop: CancellationToken,
-        store_path: PathBuf,
+        config: &Config,
     ) -> Arc<Self> {
-        Arc::new(Self { edge, served, stop, store_path, totals_at: Mutex::new(None) })
+        let store_path = config.data.join(file::NAME);
+        let drain_per_second = config.cluster.drain_per_second.count();
+        Arc::new(Self { edge, served, stop, store_path, drain_per_second, totals_at: Mutex::new(None) })
     }
 }
 
@@ -50,6 +55,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/cluster", get(cluster))
         .route("/devices/revoke", post(revoke))
         .route("/store/backup", post(backup))
+        .route("/drain", post(leave))
         .with_state(admin)
 }
 
@@ -57,6 +63,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
 async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
     if admin.stop.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
+    }
+    if admin.edge.drain.has_begun() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     let Some(owner) = &admin.edge.router.owner else { return (StatusCode::OK, "ready\n".to_owned()) };
     match owner.store.read(|store| store.dirty(None, 1)).await {
@@ -143,4 +152,29 @@ async fn backup(State(admin): State<Arc<Admin>>, Query(query): Query<Backup>) ->
         Err(error @ StoreError::File { .. }) => (StatusCode::CONFLICT, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
+}
+
+#[derive(Deserialize)]
+struct Within {
+    within_millis: u64,
+}
+
+/// Answers once the relay has drained. It goes on draining if that takes longer than is waited for.
+async fn leave(State(admin): State<Arc<Admin>>, Query(query): Query<Within>) -> Answer {
+    let edge = &admin.edge;
+    if !edge.has_others() {
+        let why = "there is no other relay to take the devices; SIGTERM stops this one\n";
+        return (StatusCode::CONFLICT, why.to_owned());
+    }
+    drain::begin(edge, admin.drain_per_second);
+    let within = Duration::from_millis(query.within_millis);
+    if tokio::time::timeout(within, edge.drain.drained()).await.is_ok() {
+        return (
+            StatusCode::OK,
+            "drained: no device is connected and nothing waits in the outbox; stopping\n".to_owned(),
+        );
+    }
+    let (devices, (waiting, _)) = (edge.registry.len(), edge.outbox.depth());
+    let text = format!("still draining: {devices} devices are connected, {waiting} requests wait in the outbox\n");
+    (StatusCode::REQUEST_TIMEOUT, text)
 }

@@ -12,7 +12,7 @@ use crate::edge::Edge;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
-use godwit_wire::{RegionId, RelayId, UserId, limits};
+use godwit_wire::{RegionId, RelayId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -312,30 +312,23 @@ impl Cluster {
         stores.get(region)?.first().cloned()
     }
 
-    /// Addresses of other relays that a device may use, the best first: those of this region, then those with the
-    /// fewest devices.
-    pub(crate) fn alternatives(&self) -> Vec<String> {
-        let own = self.peers.me().relay().region();
-        let mut members = self.members();
-        members.retain(|member| member.status.is_none_or(|status| !status.draining));
-        members.sort_by_key(|member| {
-            let devices = member.status.map_or(0, |status| status.connections);
-            (member.identity.relay().region() != own, devices)
-        });
-        members.iter().take(limits::ADDRESSES).map(|member| member.identity.addr().to_string()).collect()
-    }
-
-    fn members(&self) -> Vec<godwit_gossip::Member> {
+    /// The other relays that are up.
+    pub(crate) fn members(&self) -> Vec<godwit_gossip::Member> {
         locked(&self.gossip).members()
     }
 
     /// How this relay is doing, as the others are told.
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         locked(&self.gossip).status()
     }
 
     fn set_status(self: &Arc<Self>, status: Status) {
         self.with(|gossip| gossip.set_status(status));
+    }
+
+    /// Tells the others that this relay takes no more devices.
+    pub(crate) fn drain(self: &Arc<Self>) {
+        self.set_status(Status { draining: true, ..self.status() });
     }
 
     fn stats(&self) -> Stats {

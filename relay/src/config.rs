@@ -17,6 +17,7 @@ use crate::store::StoreLimits;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,6 +58,10 @@ pub struct ClusterSection {
     pub network: Network,
     /// Who hears which users are connected here: all relays, or those of the region, for very large clusters.
     pub presence: PresenceScope,
+    /// How long SIGTERM waits until the devices are with other relays and the outbox is empty.
+    pub drain_time: Time<0, 3_600_000>,
+    /// Devices handed over in a second.
+    pub drain_per_second: Count<1, 1_000_000>,
     /// Requests that wait for a home out of reach.
     pub outbox: Size<{ 1 << 20 }>,
     /// Of these, one user's.
@@ -168,6 +173,8 @@ impl Default for ClusterSection {
             join: Vec::new(),
             network: Network::default(),
             presence: PresenceScope::default(),
+            drain_time: Time::of(Duration::from_secs(20)),
+            drain_per_second: Count::of(500),
             outbox: Size::of(parts.bytes as u64),
             outbox_per_user: Size::of(parts.user_bytes as u64),
         }

@@ -6,6 +6,7 @@
 //! - [`forward`]: requests on their way to the home of their chat
 //! - [`remote`]: what a device's home hears of it, when that is another relay
 //! - [`registry`]: who is connected here; [`link`] the way to one device
+//! - [`placement`]: whether a device should be here, or at another relay
 //! - [`limits`]: what one user may ask for in a time
 
 mod accept;
@@ -15,6 +16,7 @@ pub(crate) mod forward;
 mod lane;
 mod limits;
 mod link;
+mod placement;
 mod registry;
 mod remote;
 mod session;
@@ -26,6 +28,7 @@ pub(crate) use limits::{Rate, UserRates};
 pub(crate) use link::Link;
 pub(crate) use registry::Registry;
 
+use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::peers::{DeviceCredential, PeerLink};
@@ -35,6 +38,7 @@ use arc_swap::ArcSwap;
 use godwit_certs::chain::ChainVerifier;
 use godwit_core::Sender;
 use godwit_wire::{Clock, Code, Refusal, RelayId, UnixMillis, UserId};
+use placement::Placement;
 use remote::Remote;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -52,6 +56,8 @@ pub(crate) struct Edge {
     /// Replaced by a reload.
     pub(crate) limits: ArcSwap<UserLimits>,
     pub(crate) metrics: Metrics,
+    pub(crate) drain: Drain,
+    placement: Placement,
     admissions: Admissions,
     handshake_timeout: Duration,
 }
@@ -87,6 +93,8 @@ impl Edge {
             clock: parts.clock,
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),
             metrics: parts.metrics,
+            drain: Drain::default(),
+            placement: Placement::default(),
             admissions: Admissions::new(&parts.admission),
             handshake_timeout: parts.admission.handshake_timeout,
         }

@@ -11,6 +11,7 @@
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
+//! - [`drain`]: leaving, with devices handed over
 //! - [`owner`]: what the relay that holds the store does for a device
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
@@ -18,6 +19,7 @@
 mod admin;
 pub mod cluster;
 pub mod config;
+mod drain;
 mod edge;
 mod fanout;
 pub mod metrics;

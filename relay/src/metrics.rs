@@ -60,6 +60,8 @@ metrics! {
     members: Gauge, "cluster_members", "Relays that are up, this one among them";
     claims: Gauge, "cluster_claims", "Claims of other relays that are known here";
     direct_pushes: Counter, "direct_pushes", "Entries given at once to users whose home is away, by their claims";
+    handovers: Counter, "handovers", "Devices asked to go on at another relay";
+    redirects: Counter, "redirects", "Devices that came and were sent to another relay";
     inbox_rows_written: Counter, "inbox_rows_written", "Inbox rows begun: a device did not take an entry";
     inbox_drained: Counter, "inbox_drained_entries", "Entries read from the log for devices that were behind";
     inbox_rows: Gauge, "inbox_rows", "Inbox rows: chats in which a device is behind";

@@ -3,6 +3,7 @@
 use crate::admin;
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, Role};
+use crate::drain;
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
@@ -203,7 +204,7 @@ impl Relay {
             tokio::spawn(worker.run(committed))
         });
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
-        let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config.data.join(file::NAME));
+        let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config);
         let router = admin::router(admin_state);
         let administering = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
@@ -262,6 +263,22 @@ impl Relay {
         Ok(())
     }
 
+    /// Hands the devices over to other relays, which they join before they leave this one, and waits until nothing waits
+    /// in the outbox, at most `within`; a relay without others around it has nowhere to send them. Then it is time to
+    /// [stop](Self::stop). Cancel safe: it goes on draining.
+    pub async fn drain(&self, within: Duration) {
+        if !self.edge.has_others() {
+            return;
+        }
+        drain::begin(&self.edge, self.config.cluster.drain_per_second.count());
+        let _ = tokio::time::timeout(within, self.drained()).await;
+    }
+
+    /// Waits until this relay was asked to drain, at its admin port or here, and has done so. Cancel safe.
+    pub async fn drained(&self) {
+        self.edge.drain.drained().await;
+    }
+
     /// Takes no more connections, finishes what was accepted, tells the devices, and closes the store. Takes at most
     /// about ten seconds.
     pub async fn stop(self) {
@@ -269,7 +286,9 @@ impl Relay {
         let deadline = Instant::now() + STOP_WITHIN;
         stop.cancel();
         let reason = Refusal::from(Code::ShuttingDown);
-        edge.registry.go_away(&reason, &edge.router.cluster.alternatives());
+        for link in edge.registry.links_now() {
+            edge.send_away(&link, &reason);
+        }
         tokio::time::sleep(FAREWELL).await;
         let quiet = || edge.router.owner.as_ref().is_none_or(|owner| owner.store.is_quiet());
         while !quiet() && Instant::now() < deadline {

@@ -3,39 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use godwit_client::client::HistoryBody;
 use godwit_client::{
-    Change, ChatId, Client, Code, ConnectionState, Content, EnrolOptions, Error, Event, EventStream, Member,
-    MessageState, Role, Seq, Title,
+    Change, ChatId, Client, Code, ConnectionState, Content, EnrolOptions, Error, Event, Member, MessageState, Role,
+    Seq, Title,
 };
 use godwit_tests::lab::{Lab, PATIENCE};
+use godwit_tests::talk::{event, texts};
 use std::path::Path;
 use std::time::Duration;
 
 fn member(name: &str) -> Member {
     Member { user: format!("{name}@eu").parse().expect("a user id"), role: Role::Member }
-}
-
-/// The next event that is kept, acknowledged.
-async fn event(client: &Client, events: &mut EventStream) -> Result<Event> {
-    loop {
-        let next = tokio::time::timeout(PATIENCE, events.next()).await.context("no event")?;
-        let next = next.context("the stream ended")??;
-        client.acknowledge(&next)?;
-        match next.event {
-            Event::ConnectionChanged(_) | Event::ReceiptUpdated { .. } => {}
-            event => return Ok(event),
-        }
-    }
-}
-
-/// The texts of the next messages.
-async fn texts(client: &Client, events: &mut EventStream, count: usize) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
-    while texts.len() < count {
-        if let Event::MessageReceived { message, .. } = event(client, events).await? {
-            texts.push(message.content.as_text().unwrap_or_default().to_owned());
-        }
-    }
-    Ok(texts)
 }
 
 async fn say(client: &Client, chat: &ChatId, text: &str) -> Result<Seq> {

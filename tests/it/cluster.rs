@@ -3,42 +3,16 @@
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::tls::{self, Crypto};
 use godwit_client::{
-    Change, ChatId, Client, ClientOptions, ConnectionState, Content, Error, Event, EventStream, Member, MessageState,
-    Role, Title,
+    Change, Client, ClientOptions, ConnectionState, Content, Error, Member, MessageState, Role, Title,
 };
 use godwit_tests::cluster::Cluster;
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
+use godwit_tests::talk::{numbered, send, texts};
 use godwit_tests::wire::{self, Wire, close_reason};
 use godwit_wire::frame::{Ack, Event as Pushed, Options, Request};
 use godwit_wire::{ALPN_DEVICE, Code};
 use std::time::{Duration, Instant};
-
-async fn texts(client: &Client, events: &mut EventStream, count: usize) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
-    while texts.len() < count {
-        let next = tokio::time::timeout(PATIENCE, events.next()).await.context("no event")?;
-        let next = next.context("the stream ended")??;
-        client.acknowledge(&next)?;
-        if let Event::MessageReceived { message, .. } = next.event {
-            texts.push(message.content.as_text().unwrap_or_default().to_owned());
-        }
-    }
-    Ok(texts)
-}
-
-async fn send(client: &Client, chat: &ChatId, numbers: std::ops::Range<usize>, state: MessageState) -> Result<()> {
-    let contents = numbers.map(|n| Content::text(n.to_string())).collect();
-    let ids = client.send_many(chat, contents)?;
-    client.wait_for(*ids.last().context("sent")?, state, PATIENCE).await?;
-    Ok(())
-}
-
-fn numbered(texts: &[String], from: usize) -> Result<()> {
-    let right = texts.iter().zip(from..).all(|(text, n)| *text == n.to_string());
-    ensure!(right, "out of order: {texts:?}");
-    Ok(())
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_carries_devices_of_its_region() -> Result<()> {

@@ -6,5 +6,6 @@ mod commands;
 mod crash;
 mod door;
 mod full_disk;
+mod handover;
 mod sessions;
 mod store;

@@ -43,29 +43,36 @@ impl Cluster {
         }
         let folder = tempfile::tempdir()?;
         let authority = AuthorityDir::new(folder.path().join("certs"));
-        let now = Clock::system().now();
         let mut cluster = Self { folder, authority, members: BTreeMap::new() };
         for (id, role) in relays {
-            let relay: RelayId = id.parse()?;
-            if !cluster.authority.path().join(relay.region().as_str()).exists() {
-                cluster.authority.init(&relay.region(), now)?;
-            }
-            let certs = cluster.authority.relay(&relay, now)?;
-            let join: Vec<String> = cluster.members.values().map(|member| member.config.listen.to_string()).collect();
-            let mut layers = Layers::default();
-            layers.flag("test", "listen", "127.0.0.1:0")?;
-            layers.flag("test", "admin", "127.0.0.1:0")?;
-            layers.flag("test", "certs", &certs.path().to_string_lossy())?;
-            layers.flag("test", "data", &cluster.folder.path().join(id).to_string_lossy())?;
-            layers.flag("test", "cluster.role", role)?;
-            layers.flag("test", "cluster.network", "lan")?;
-            layers.flag("test", "cluster.join", &join.join(","))?;
-            let config = layers.config()?;
-            cluster.members.insert((*id).to_owned(), Member { config, relay: None });
-            cluster.up(id).await?;
+            cluster.add(id, role, &[]).await?;
         }
         cluster.meet().await?;
         Ok(cluster)
+    }
+
+    /// Starts one more relay, with settings over the defaults.
+    pub async fn add(&mut self, id: &str, role: &str, settings: &[(&'static str, &str)]) -> Result<()> {
+        let relay: RelayId = id.parse()?;
+        let now = Clock::system().now();
+        if !self.authority.path().join(relay.region().as_str()).exists() {
+            self.authority.init(&relay.region(), now)?;
+        }
+        let certs = self.authority.relay(&relay, now)?;
+        let join: Vec<String> = self.members.values().map(|member| member.config.listen.to_string()).collect();
+        let mut layers = Layers::default();
+        layers.flag("test", "listen", "127.0.0.1:0")?;
+        layers.flag("test", "admin", "127.0.0.1:0")?;
+        layers.flag("test", "certs", &certs.path().to_string_lossy())?;
+        layers.flag("test", "data", &self.folder.path().join(id).to_string_lossy())?;
+        layers.flag("test", "cluster.role", role)?;
+        layers.flag("test", "cluster.network", "lan")?;
+        layers.flag("test", "cluster.join", &join.join(","))?;
+        for (key, value) in settings {
+            layers.flag("test", key, value)?;
+        }
+        self.members.insert(id.to_owned(), Member { config: layers.config()?, relay: None });
+        self.up(id).await
     }
 
     /// Starts a relay, on the address it had before.

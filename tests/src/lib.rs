@@ -4,10 +4,13 @@
 //! - [`disk`]: a disk that fails
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
 //! - [`process`]: the real commands as child processes
+//! - [`cluster`]: several relays in this process
+//! - [`talk`]: clients that talk
 //! - [`wire`]: a session on the wire, without the client library
 
 pub mod cluster;
 pub mod disk;
 pub mod lab;
 pub mod process;
+pub mod talk;
 pub mod wire;

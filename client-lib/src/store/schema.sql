@@ -9,7 +9,10 @@ CREATE TABLE device (
 ) STRICT;
 CREATE TABLE relays (
     address        TEXT PRIMARY KEY,
-    rank           INTEGER NOT NULL
+    rank           INTEGER NOT NULL,
+    named          INTEGER NOT NULL DEFAULT 1, -- by the relay that was joined last, or given
+    last           INTEGER NOT NULL DEFAULT 0, -- the device was there last
+    round_trip     INTEGER                     -- microseconds
 ) STRICT;
 CREATE TABLE chats (
     chat           TEXT PRIMARY KEY,

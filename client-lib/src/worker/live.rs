@@ -1,9 +1,14 @@
 //! One connection while it lives.
 //!
 //! - [`sending`]: what is in the outbox
+//! - [`moving`]: to another relay, before this connection ends
+//! - [`pulse`]: whether the relay is still there
 
+mod moving;
+mod pulse;
 mod sending;
 
+use super::join::{Joined, addresses};
 use super::{Job, Worker};
 use crate::error::Error;
 use crate::session::{FromRelay, Session, one_shot};
@@ -12,12 +17,13 @@ use godwit_certs::DeviceKey;
 use godwit_certs::authority::DEVICE_LIFE;
 use godwit_wire::frame::{Ack, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
 use godwit_wire::{ChatId, MessageId, Seq, limits};
+use pulse::{Packets, Pulse};
 use sending::Sending;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// What came is taken in so much at a time, in one transaction.
 const TAKE: usize = 512;
@@ -27,10 +33,11 @@ const FETCHES: usize = 4;
 const OWN_GAP: Duration = Duration::from_millis(200);
 /// How often the store is looked at for what other processes put there.
 const TICK: Duration = Duration::from_millis(50);
+/// The same, once nothing has happened for a while: a phone is idle most of the time.
+const IDLE_TICK: Duration = Duration::from_millis(250);
+const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// The wait after a passing refusal that names none.
 const RETRY: Duration = Duration::from_millis(500);
-/// A relay that owes an answer and says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(8);
 /// After a change of network the relay must answer within this, or a new connection is made.
 const PROBE: Duration = Duration::from_millis(1500);
 /// A relay answers with receipts as it saved them, and does so within this.
@@ -41,6 +48,8 @@ const ASK_RECEIPTS: usize = 50;
 /// How a connection ended.
 pub(super) enum End {
     Stopped,
+    /// The next one has begun.
+    Moved(Box<Joined>),
     Lost {
         error: Error,
         /// It had been up.
@@ -84,6 +93,9 @@ enum Brought {
     },
     Certificate(Result<Reply, Error>),
     Probe(Result<Reply, Error>),
+    Moved(Result<Joined, Error>),
+    /// The round trip to another relay, if that answered.
+    Measured(Option<(String, Duration)>),
 }
 
 pub(super) struct Live {
@@ -101,8 +113,11 @@ pub(super) struct Live {
     fetching: HashSet<ChatId>,
     info: HashSet<ChatId>,
     errands: JoinSet<Brought>,
-    /// When the relay was heard last, or asked while nothing was owed.
-    heard: Instant,
+    pulse: Pulse,
+    /// When something happened last.
+    busy_at: Instant,
+    /// Another relay is being joined, to go on there.
+    moving: bool,
     /// When receipts are asked for once more.
     ask_later: Option<Instant>,
     data_version: i64,
@@ -129,7 +144,9 @@ impl Live {
             fetching: HashSet::new(),
             info: HashSet::new(),
             errands: JoinSet::new(),
-            heard: Instant::now(),
+            pulse: Pulse::new(),
+            busy_at: Instant::now(),
+            moving: false,
             ask_later: None,
             data_version: -1,
             looked: -1,
@@ -140,7 +157,14 @@ impl Live {
     }
 
     pub(super) async fn run(mut self, worker: &mut Worker) -> End {
-        let result = self.serve(worker).await;
+        let result = match self.serve(worker).await {
+            // The relay was to be left in any case.
+            Err(error) if self.moving => self.moved(error).await,
+            other => other,
+        };
+        if let Ok(Some(_)) = &result {
+            self.take_rest(worker).await;
+        }
         // What was on its way to be acknowledged is acknowledged again on the next connection.
         for asked in self.asked.into_values() {
             if let Asked::Acks(acks) = asked {
@@ -151,14 +175,16 @@ impl Live {
         }
         self.session.close();
         match result {
-            Ok(()) => End::Stopped,
+            Ok(None) => End::Stopped,
+            Ok(Some(joined)) => End::Moved(Box::new(joined)),
             Err(error) => End::Lost { error, lived: true },
         }
     }
 
-    async fn serve(&mut self, worker: &mut Worker) -> Result<(), Error> {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Until the client is closed, or has joined another relay, which is given.
+    async fn serve(&mut self, worker: &mut Worker) -> Result<Option<Joined>, Error> {
+        let tick = tokio::time::sleep(TICK);
+        tokio::pin!(tick);
         let remaining = self.welcome.certificate_expires.since(self.welcome.now);
         let renew = tokio::time::sleep(remaining.saturating_sub(DEVICE_LIFE / 2));
         tokio::pin!(renew);
@@ -173,28 +199,38 @@ impl Live {
             self.list(None);
         }
         self.acknowledge(worker).await?;
+        self.measure(worker)?;
         loop {
             self.close_gaps(worker);
             self.send_all(worker).await?;
             tokio::select! {
-                () = worker.stop.cancelled() => return Ok(()),
+                () = worker.stop.cancelled() => return Ok(None),
                 count = self.incoming.recv_many(&mut batch, TAKE) => {
                     if count == 0 {
                         return Err(Error::Unreachable("the connection ended".to_owned()));
                     }
-                    self.heard = Instant::now();
+                    self.pulse.heard();
+                    self.busy_at = Instant::now();
                     self.arrived(worker, &mut batch).await?;
                 }
                 Some(brought) = self.errands.join_next() => match brought {
+                    Ok(Brought::Moved(Ok(joined))) => return Ok(Some(joined)),
                     Ok(brought) => self.brought(worker, brought).await?,
                     Err(error) => return Err(Error::Unreachable(format!("an errand did not end: {error}"))),
                 },
                 job = worker.jobs.recv() => match job {
                     Some(job) => self.job(worker, job)?,
-                    None => return Ok(()),
+                    None => return Ok(None),
                 },
-                () = wake.wake.notified() => (self.data_version, self.looked) = (-1, -1),
-                _ = tick.tick() => self.look(worker).await?,
+                () = wake.wake.notified() => {
+                    self.busy_at = Instant::now();
+                    (self.data_version, self.looked) = (-1, -1);
+                }
+                () = &mut tick => {
+                    self.look(worker).await?;
+                    let idle = self.busy_at.elapsed() > IDLE_AFTER && self.nothing_waits();
+                    tick.as_mut().reset(Instant::now() + if idle { IDLE_TICK } else { TICK });
+                }
                 () = &mut renew, if !renewed => {
                     renewed = true;
                     self.renew(worker)?;
@@ -241,7 +277,7 @@ impl Live {
             }
             Job::Info { chat, done } => self.ask_info(chat, Some(done)),
             Job::NetworkChanged => {
-                worker.sockets.rebind().map_err(|error| Error::Unreachable(format!("no new socket: {error}")))?;
+                worker.network_changed()?;
                 let connection = self.session.connection().clone();
                 let probe = Request::ListChats(ListChats { after: None, limit: 1 });
                 self.errands.spawn(async move {
@@ -345,6 +381,15 @@ impl Live {
                 Ok(())
             }
             Brought::Probe(result) => result.map(|_| ()),
+            Brought::Moved(Ok(_)) => Ok(()),
+            Brought::Moved(Err(error)) => {
+                tracing::debug!(%error, "no other relay yet");
+                self.move_on(worker, Vec::new(), RETRY)
+            }
+            Brought::Measured(measured) => match measured {
+                Some((address, round_trip)) => worker.inner.store().set_round_trip(&address, round_trip),
+                None => Ok(()),
+            },
         }
     }
 
@@ -401,8 +446,11 @@ impl Live {
                     self.ask_later = Some(Instant::now() + RECEIPTS_SAVED);
                     self.ask_receipts(worker)?;
                 }
-                FromRelay::Event(Event::GoAway { reason, .. }) => {
+                FromRelay::Event(Event::GoAway { reason, relays }) => {
                     tracing::info!(%reason, "the relay asks to go elsewhere");
+                    if !self.moving && !relays.is_empty() {
+                        self.move_on(worker, addresses(&relays), Duration::ZERO)?;
+                    }
                 }
                 FromRelay::Reply(number, reply) => items.extend(self.reply(worker, number, reply)?),
                 FromRelay::Ended(error) => ended = ended.or(Some(error)),
@@ -505,11 +553,18 @@ impl Live {
         Ok(())
     }
 
+    /// Nothing is to be done at a time that is looked for.
+    fn nothing_waits(&self) -> bool {
+        self.asked.is_empty()
+            && self.gaps.is_empty()
+            && self.ask_later.is_none()
+            && self.sending.values().all(Sending::is_calm)
+    }
+
     async fn look(&mut self, worker: &mut Worker) -> Result<(), Error> {
-        if self.asked.is_empty() {
-            self.heard = Instant::now();
-        } else if self.heard.elapsed() > SILENCE {
-            // Much sooner than the connection itself would notice.
+        let stats = self.session.connection().stats();
+        let packets = Packets { sent: stats.udp_tx.datagrams, received: stats.udp_rx.datagrams };
+        if self.pulse.is_gone(!self.asked.is_empty(), packets) {
             return Err(Error::Unreachable("the relay does not answer".to_owned()));
         }
         self.acknowledge(worker).await?;
@@ -522,6 +577,7 @@ impl Live {
             return Ok(());
         }
         self.looked = version;
+        self.busy_at = Instant::now();
         let asked = worker.inner.store().asked()?;
         for Fetch { id, chat, before, count } in asked {
             if self.asked_for.insert(id) {

@@ -233,10 +233,17 @@ pub enum Reply {
     Unsupported {
         variant: u32,
     },
+    /// To a hello: the relay is full, busy or draining. Connect to one of `relays`, the best first, saying that this
+    /// relay sent you ([`Options::sent_here`]); if none can be reached, come back.
+    Elsewhere {
+        reason: Refusal,
+        #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
+        relays: Vec<Address>,
+    },
 }
 
 impl Reply {
-    pub(crate) const VARIANTS: u32 = 10;
+    pub(crate) const VARIANTS: u32 = 11;
 }
 
 /// One certificate, DER.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 const TICKET: u8 = 1;
+const SENT_HERE: u8 = 2;
 /// An expiry, 8 bytes little-endian, and a signature.
 const TICKET_BYTES: u8 = 8 + 64;
 /// Bytes of an Ed25519 signature (RFC 8032).
@@ -32,6 +33,17 @@ impl Options {
         bytes.extend_from_slice(&ticket.expires.0.to_le_bytes());
         bytes.extend_from_slice(&ticket.signature);
         Self(bytes.into())
+    }
+
+    /// The same, of a hello to a relay that another one named in [`Reply::Elsewhere`](crate::frame::Reply::Elsewhere):
+    /// a relay that is merely busy does not send the device on again.
+    #[must_use]
+    pub fn sent_here(self) -> Self {
+        Self([&self.0, &[SENT_HERE, 0][..]].concat().into())
+    }
+
+    pub fn is_sent_here(&self) -> bool {
+        self.value(SENT_HERE).is_some()
     }
 
     /// The ticket among the options, if there is a whole one.
@@ -70,5 +82,8 @@ mod tests {
             assert_eq!(Options(options.0.slice(..cut)).ticket(), None);
         }
         assert_eq!(Options::default().ticket(), None);
+        assert!(!options.is_sent_here());
+        let sent = options.sent_here();
+        assert!(sent.is_sent_here() && sent.ticket().is_some());
     }
 }

@@ -142,6 +142,10 @@ fn replies() -> Vec<Reply> {
         }),
         Reply::Certificate(vec![Credential(Bytes::from_static(b"leaf"))]),
         Reply::Unsupported { variant: 77 },
+        Reply::Elsewhere {
+            reason: Refusal::retry(Code::Busy, Duration::from_secs(1)),
+            relays: vec![Address("relay.example:4433".into())],
+        },
     ]
 }
 

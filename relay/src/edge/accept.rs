@@ -42,9 +42,10 @@ pub(crate) async fn run(edge: Arc<Edge>, endpoint: Endpoint, stop: CancellationT
 
 fn admit(edge: &Arc<Edge>, incoming: Incoming, tasks: &mut JoinSet<()>) {
     let (address, validated) = (incoming.remote_address().ip(), incoming.remote_address_validated());
-    let (permit, turn_away) = match edge.admissions.decide(address, validated, edge.registry.len()) {
-        Admission::Accept(permit) => (permit, None),
-        Admission::TurnAway(permit, refusal) => (permit, Some(refusal)),
+    let (permit, door) = match edge.admissions.decide(address, validated, edge.registry.len()) {
+        Admission::Accept(permit) => (permit, Door::Open),
+        Admission::Full(permit) => (permit, Door::Full),
+        Admission::TurnAway(permit, refusal) => (permit, Door::Shut(refusal)),
         other => {
             edge.metrics.handshakes_refused.inc();
             match other {
@@ -57,10 +58,17 @@ fn admit(edge: &Arc<Edge>, incoming: Incoming, tasks: &mut JoinSet<()>) {
         }
     };
     let span = tracing::info_span!("connection", remote = %incoming.remote_address());
-    tasks.spawn(handshake(edge.clone(), incoming, permit, turn_away).instrument(span));
+    tasks.spawn(handshake(edge.clone(), incoming, permit, door).instrument(span));
 }
 
-async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePermit, turn_away: Option<Refusal>) {
+/// What awaits a connection behind its handshake.
+enum Door {
+    Open,
+    Full,
+    Shut(Refusal),
+}
+
+async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePermit, door: Door) {
     let handshake = async { incoming.accept().ok()?.await.ok() };
     let Ok(Some(connection)) = tokio::time::timeout(edge.handshake_timeout, handshake).await else {
         tracing::debug!("a handshake did not end");
@@ -69,7 +77,7 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
     edge.metrics.handshakes.inc();
     let alpn = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()?.protocol);
     let connection = Connection(connection);
-    if let Some(refusal) = turn_away {
+    if let Door::Shut(refusal) = door {
         edge.metrics.handshakes_refused.inc();
         connection.close(&refusal);
         return;
@@ -87,8 +95,9 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
             Err(refusal) => Err(refusal),
         }
     } else {
-        drop(permit);
-        session::serve(&edge, &connection).await
+        // One without room here keeps its place among the handshakes: so many are sent elsewhere at a time.
+        let full = matches!(door, Door::Full).then_some(permit);
+        session::serve(&edge, &connection, full.is_some()).await
     };
     if let Err(refusal) = result {
         edge.metrics.refusals.inc();

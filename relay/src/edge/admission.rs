@@ -5,7 +5,8 @@
 //! | under half of the rate | handshake |
 //! | over half of it, address not proved yet | QUIC Retry (RFC 9000, section 8.1.2): costs no state |
 //! | one address over its own rate | ignored |
-//! | over the rate, or at the most connections | handshake, then closed with `Busy` and the time to come back |
+//! | over the rate | handshake, then closed with `Busy` and the time to come back |
+//! | at the most connections | handshake and hello, answered with other relays and the time to come back |
 //! | at the most handshakes at once | refused (`CONNECTION_REFUSED`) |
 //!
 //! The times to come back are spread, so that a herd does not return as one.
@@ -54,6 +55,8 @@ pub(super) enum Admission {
     Accept(OwnedSemaphorePermit),
     /// Accept, and close with this.
     TurnAway(OwnedSemaphorePermit, Refusal),
+    /// Accept, and send it elsewhere: there is no room here.
+    Full(OwnedSemaphorePermit),
     Retry,
     Ignore,
     Refuse,
@@ -94,14 +97,17 @@ impl Admissions {
             return Admission::Ignore;
         }
         let Ok(permit) = self.handshakes.clone().try_acquire_owned() else { return Admission::Refuse };
-        if connections >= self.connections || self.all.check().is_err() {
+        if connections >= self.connections {
+            return Admission::Full(permit);
+        }
+        if self.all.check().is_err() {
             return Admission::TurnAway(permit, Refusal::retry(Code::Busy, self.come_back()));
         }
         Admission::Accept(permit)
     }
 
     /// One to five seconds, each a sixteenth of a second after the one before.
-    fn come_back(&self) -> Duration {
+    pub(super) fn come_back(&self) -> Duration {
         let turn = self.turned_away.fetch_add(1, Ordering::Relaxed) % 64;
         Duration::from_secs(1) + turn * Duration::from_secs(1) / 16
     }

@@ -14,7 +14,7 @@ use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
 use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Address, Hello, Reply, Request, Welcome};
+use godwit_wire::frame::{Hello, Reply, Request, Welcome};
 use godwit_wire::{ChatId, Code, Refusal};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -346,7 +346,7 @@ fn welcome(edge: &Edge, session: &Session) -> Welcome {
         now: edge.clock.now(),
         store_generation: session.generation.get().copied().unwrap_or(Welcome::UNKNOWN_GENERATION),
         certificate_expires: session.certificate_expires,
-        relays: edge.router.cluster.alternatives().into_iter().map(Address).collect(),
+        relays: edge.others(),
     }
 }
 

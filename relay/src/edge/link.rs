@@ -153,7 +153,7 @@ impl Link {
         }
     }
 
-    pub(super) fn push_control(&self, frame: Bytes) {
+    pub(crate) fn push_control(&self, frame: Bytes) {
         if let Road::Here { lanes, .. } = &self.road {
             // A device that hears nothing of it sees the connection end.
             lanes.push_control(frame);

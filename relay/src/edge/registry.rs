@@ -8,8 +8,7 @@ use crate::peers::PeerLink;
 use crate::quic::Connection;
 use bytes::Bytes;
 use godwit_core::Sender;
-use godwit_wire::frame::{Address, Event};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, UserId, codec};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, UserId};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,18 +115,5 @@ impl Registry {
 
     pub(crate) fn len(&self) -> usize {
         self.links().len()
-    }
-
-    /// Tells every device that the relay will close, and where else to go.
-    pub(crate) fn go_away(&self, reason: &Refusal, relays: &[String]) {
-        let relays = relays.iter().cloned().map(Address).collect();
-        let mut frame = Vec::new();
-        if codec::encode_event(&Event::GoAway { reason: reason.clone(), relays }, &mut frame).is_err() {
-            return;
-        }
-        let frame = Bytes::from(frame);
-        for link in self.links().values() {
-            link.push_control(frame.clone());
-        }
     }
 }

@@ -18,12 +18,15 @@ use tokio::task::JoinSet;
 
 /// How long a client may take to say hello.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that is sent elsewhere may take to go.
+const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends; one that should be elsewhere, or finds no room if this relay is `full`, is told
+/// where to go.
 ///
 /// # Errors
 /// Why the device is not let in.
-pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(), Refusal> {
+pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool) -> Result<(), Refusal> {
     let certificate = connection.certificates();
     // A resumed session brings its certificate from the ticket, past the verifier: dates are checked here.
     let peer = peer(&certificate, edge.clock.now()).map_err(|error| error.refusal())?;
@@ -40,6 +43,12 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection) -> Result<(
     let (lane, number, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))
         .await
         .map_err(|_| Refusal::because(Code::Malformed, "no hello came"))??;
+    if let Some(elsewhere) = edge.elsewhere(full, hello.options.is_sent_here()) {
+        lane.answer_once(number, &elsewhere).await.map_err(|_| Refusal::from(Code::Malformed))?;
+        // The client closes once it has the answer.
+        let _ = tokio::time::timeout(FAREWELL, connection.closed()).await;
+        return Ok(());
+    }
     let link = edge.registry.attach(sender.device.clone(), enrolment, connection.clone()).await;
     edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     let session = Arc::new(Session {

@@ -43,6 +43,11 @@ impl Sending {
         }
     }
 
+    /// Nothing is to be sent again.
+    pub(super) fn is_calm(&self) -> bool {
+        self.again_at.is_none()
+    }
+
     /// Once for all requests that were on their way together.
     fn limited(&mut self) {
         if self.again_at.is_none() {

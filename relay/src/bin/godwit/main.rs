@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use fault::Fault;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A messaging backend: relays that take devices over QUIC and lose nothing.
 ///
@@ -49,6 +50,16 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Hands a relay's devices over to other relays, waits until its outbox is empty, and stops it. If that takes longer
+    /// than is waited for, it goes on, and the exit code is 4.
+    Drain {
+        /// The relay's admin address.
+        #[arg(long, default_value = "127.0.0.1:9443")]
+        admin: String,
+        /// How long to wait.
+        #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+        within: Duration,
+    },
     /// Shuts a device out, at once and for good, until it is enrolled anew.
     Revoke {
         /// The relay's admin address.
@@ -74,6 +85,10 @@ fn main() -> ExitCode {
             Verb::Certs(verb) => certs::run(verb),
             Verb::Store(verb) => store::run(verb),
             Verb::Status { admin, json } => status::run(&admin, json),
+            Verb::Drain { admin, within } => {
+                let millis = within.as_millis().to_string();
+                store::post(&admin, "drain", &[("within_millis", &millis)])
+            }
             Verb::Revoke { admin, device } => store::post(&admin, "devices/revoke", &[("device", device.as_str())]),
         }
     });

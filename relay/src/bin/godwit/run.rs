@@ -84,7 +84,7 @@ pub(crate) fn start_log(filter: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Runs a relay until SIGTERM or Ctrl-C. `ready` is called once the ready line is out, `reload` for every SIGHUP.
+/// Runs a relay until SIGTERM, which lets it drain first, or Ctrl-C, or until it was asked to drain and has. `ready` is called once the ready line is out, `reload` for every SIGHUP.
 pub(crate) async fn serve(
     config: Config,
     ready: impl FnOnce(&Relay) -> Result<(), Fault>,
@@ -95,6 +95,7 @@ pub(crate) async fn serve(
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     let mut hang_up = signals(SignalKind::hangup())?;
+    let drain_time = config.cluster.drain_time.duration();
     let relay = Relay::start(&config, &Crypto::system()).await?;
     let authority = shown(&relay.authority);
     let line = format!(
@@ -108,8 +109,17 @@ pub(crate) async fn serve(
     ready(&relay)?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
+            _ = terminate.recv() => {
+                // Asked a second time, it stops at once.
+                tokio::select! {
+                    () = relay.drain(drain_time) => {}
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                break;
+            }
             _ = interrupt.recv() => break,
+            () = relay.drained() => break,
             _ = hang_up.recv() => {
                 let result = reload().and_then(|config| Ok(relay.reload(&config)?));
                 if let Err(fault) = result {

@@ -64,6 +64,7 @@ pub(crate) fn post(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<()
     if response.status().is_success() {
         print(text.trim_end())
     } else {
-        Err(Fault::new(REFUSED, anyhow::anyhow!("{}", text.trim())))
+        let code = if response.status() == 408 { UNREACHABLE } else { REFUSED };
+        Err(Fault::new(code, anyhow::anyhow!("{}", text.trim())))
     }
 }

@@ -107,11 +107,12 @@ async fn all_ended(members: &mut [Member]) {
 async fn stop(members: Vec<Member>) {
     let mut members = members;
     for member in &members {
+        // All go: there is nobody to hand devices over to, as SIGTERM would.
         if let Some(pid) =
             member.child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
         {
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
     }
     for member in &mut members {
