@@ -79,7 +79,7 @@ async fn a_drained_relay_hands_over_devices_that_never_miss_it() -> Result<()> {
         .map(|pair| tokio::spawn(Pair::write(pair.writer.clone(), pair.chat.clone(), stop.clone())))
         .collect();
     cluster.relay("eu/eu-2").drain(PATIENCE).await;
-    ensure!(clients().all(|client| at(client) != old && at(client).contains(':')), "all are elsewhere");
+    until("all to be elsewhere", || clients().all(|client| at(client) != old && at(client).contains(':'))).await?;
     ensure!(cluster.metric("eu/eu-2", "godwit_handovers_total") > 7.5, "eight were handed over");
     cluster.down("eu/eu-2").await;
     stop.store(true, Ordering::Relaxed);
@@ -102,12 +102,14 @@ async fn a_store_relay_hands_over_its_devices_and_their_messages_wait_for_it() -
     let mut cluster = Cluster::start(&THREE).await?;
     let pair = Pair::new(&cluster, 0, &["eu/eu-1"]).await?;
     cluster.relay("eu/eu-1").drain(PATIENCE).await;
-    ensure!(at(&pair.writer) == cluster.address("eu/eu-2").to_string(), "at the edge of the region");
+    let edge = cluster.address("eu/eu-2").to_string();
+    until("the writer to be at the edge of the region", || at(&pair.writer) == edge).await?;
     cluster.down("eu/eu-1").await;
     send(&pair.writer, &pair.chat, 1..50, MessageState::Queued).await?;
     // The edge has something that waits: it may not go yet.
     cluster.relay("eu/eu-2").drain(Duration::from_millis(500)).await;
-    ensure!(at(&pair.writer) == cluster.address("us/us-1").to_string(), "its devices may");
+    let far = cluster.address("us/us-1").to_string();
+    until("its devices to have gone", || at(&pair.writer) == far).await?;
     cluster.up("eu/eu-1").await?;
     cluster.relay("eu/eu-2").drained().await;
     send(&pair.writer, &pair.chat, 50..60, MessageState::Delivered).await?;
@@ -176,7 +178,8 @@ async fn drain_is_a_command_and_a_lone_relay_refuses_it() -> Result<()> {
     let drained =
         tokio::task::spawn_blocking(move || process::succeed("godwit", &["drain", "--admin", &admin])).await??;
     ensure!(drained.starts_with("drained"), "{drained}");
-    ensure!(at(&alice) == cluster.address("eu/eu-1").to_string(), "at the other relay");
+    let other = cluster.address("eu/eu-1").to_string();
+    until("alice to be at the other relay", || at(&alice) == other).await?;
     let status = cluster.relay("eu/eu-1");
     let draining = || status.cluster().members.iter().any(|member| member.state == "draining");
     until("the others to know", draining).await?;
