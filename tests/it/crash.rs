@@ -7,6 +7,7 @@ use godwit_client::{
 };
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process::{RelayProcess, commands, run_with_input, succeed};
+use godwit_tests::processes::Processes;
 use godwit_wire::{Clock, DeviceId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -213,60 +214,14 @@ async fn a_client_killed_while_sending_sends_each_line_once() -> Result<()> {
     Ok(())
 }
 
-/// Relays in processes of their own, in two regions.
-struct Processes {
-    folder: PathBuf,
-    relays: Vec<RelayProcess>,
-}
-
 const RELAYS: [(&str, &str); 3] = [("eu/eu-1", "store"), ("us/us-1", "store"), ("eu/eu-2", "edge")];
-
-impl Processes {
-    async fn new(folder: &Path) -> Result<Self> {
-        let authority = AuthorityDir::new(folder.join("relay").join("certs"));
-        let now = Clock::system().now();
-        for region in ["eu", "us"] {
-            authority.init(&region.parse()?, now)?;
-        }
-        let mut processes = Self { folder: folder.to_owned(), relays: Vec::new() };
-        for (i, (id, _)) in RELAYS.iter().enumerate() {
-            authority.relay(&id.parse()?, now)?;
-            let relay = processes.start(i, "127.0.0.1:0").await?;
-            processes.relays.push(relay);
-        }
-        Ok(processes)
-    }
-
-    async fn start(&self, i: usize, listen: &str) -> Result<RelayProcess> {
-        let (id, role) = RELAYS[i];
-        let join: Vec<&str> = self.relays.iter().map(|relay| relay.quic.as_str()).collect();
-        let mut command = tokio::process::Command::new(commands().join("godwit"));
-        command
-            .args(["relay", "--listen", listen, "--admin", "127.0.0.1:0", "--certs"])
-            .arg(self.folder.join("relay").join("certs").join(id))
-            .arg("--data")
-            .arg(self.folder.join("data").join(id))
-            .env("GODWIT_CLUSTER__ROLE", role)
-            .env("GODWIT_CLUSTER__NETWORK", "lan")
-            .env("GODWIT_CLUSTER__JOIN", join.join(","))
-            .env("GODWIT_LOG", "error");
-        RelayProcess::spawn(command).await
-    }
-
-    async fn kill_and_start(&mut self, i: usize) -> Result<()> {
-        self.relays[i].kill().await?;
-        let listen = self.relays[i].quic.clone();
-        self.relays[i] = self.start(i, &listen).await?;
-        Ok(())
-    }
-}
 
 /// Any relay of a cluster in two regions is killed under load. Rounds: 5, or `CLUSTER_CRASH_ROUNDS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_of_a_cluster_killed_under_load_lose_double_and_reorder_nothing() -> Result<()> {
     let rounds = std::env::var("CLUSTER_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5u32);
     let folder = tempfile::tempdir()?;
-    let mut processes = Processes::new(folder.path()).await?;
+    let mut processes = Processes::start(folder.path(), &RELAYS, &[]).await?;
     let address = |processes: &Processes, i: usize| processes.relays[i].quic.clone();
     let mut devices = Vec::new();
     // At home and abroad, at stores and at the edge; each knows two relays.

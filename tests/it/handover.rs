@@ -1,14 +1,17 @@
 //! Devices that go from relay to relay: a relay that drains, one that has too much to do, one that is full.
 
 use anyhow::{Result, ensure};
-use godwit_client::{ChatId, Client, ConnectionState, Event, MessageState};
+use godwit_certs::folder::AuthorityDir;
+use godwit_client::{ChatId, Client, ClientOptions, ConnectionState, EnrolOptions, Event, MessageState};
 use godwit_tests::cluster::{Cluster, until};
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
+use godwit_tests::processes::Processes;
 use godwit_tests::talk::{numbered, send, texts};
+use godwit_wire::{Clock, DeviceId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const THREE: [(&str, &str); 3] = [("eu/eu-1", "store"), ("eu/eu-2", "edge"), ("us/us-1", "store")];
 
@@ -191,4 +194,31 @@ async fn drain_is_a_command_and_a_lone_relay_refuses_it() -> Result<()> {
     // It serves on.
     let pair = Pair::new(&alone, 0, &["eu/eu-1"]).await?;
     send(&pair.writer, &pair.chat, 1..10, MessageState::Delivered).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_device_of_a_killed_relay_finds_another_by_itself() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut processes = Processes::start(folder.path(), &THREE, &[]).await?;
+    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
+    let device: DeviceId = "alice@eu/phone".parse()?;
+    let home = folder.path().join("alice");
+    // It was told of the edge alone, and says nothing.
+    let options = EnrolOptions {
+        home: home.clone(),
+        relays: vec![processes.relays[1].quic.clone()],
+        authority_pem: std::fs::read_to_string(authority.root_certificate_path())?,
+        token: authority.token(&device, Duration::from_mins(10), Clock::system().now())?,
+    };
+    godwit_client::enrol(options).await?;
+    let alice = Client::open(ClientOptions::new(home))?;
+    alice.wait_synced(PATIENCE).await?;
+    let others = [&processes.relays[0].quic, &processes.relays[2].quic].map(Clone::clone);
+    ensure!(at(&alice) == processes.relays[1].quic, "at the edge");
+    processes.relays[1].kill().await?;
+    // The transport would give up after 30 seconds; what it sends without an answer says so sooner.
+    let begun = Instant::now();
+    until("alice to be elsewhere", || others.contains(&at(&alice))).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(20), "within seconds, not after {:?}", begun.elapsed());
+    Ok(())
 }

@@ -7,5 +7,6 @@ mod crash;
 mod door;
 mod full_disk;
 mod handover;
+mod herd;
 mod sessions;
 mod store;

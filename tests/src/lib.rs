@@ -5,6 +5,7 @@
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
 //! - [`process`]: the real commands as child processes
 //! - [`cluster`]: several relays in this process
+//! - [`processes`]: a cluster of such
 //! - [`talk`]: clients that talk
 //! - [`wire`]: a session on the wire, without the client library
 
@@ -12,5 +13,6 @@ pub mod cluster;
 pub mod disk;
 pub mod lab;
 pub mod process;
+pub mod processes;
 pub mod talk;
 pub mod wire;

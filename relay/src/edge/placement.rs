@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// More devices than the mean of the region by a tenth and so many are too many.
+/// More devices than the mean of the region by a twentieth and so many are too many.
 const SPARE_DEVICES: u64 = 32;
 /// Above the first, a relay is busy if another one is below the second.
 const BUSY_CPU_PERMILLE: u16 = 900;
@@ -99,7 +99,7 @@ fn is_busy(devices: usize, cpu_permille: u16, places: &[Place]) -> bool {
     let own = devices as u64;
     let total = own + near.iter().map(|place| u64::from(place.devices)).sum::<u64>();
     let mean = total / (near.len() as u64 + 1);
-    let crowded = own > mean + mean / 10 + SPARE_DEVICES;
+    let crowded = own > mean + mean / 20 + SPARE_DEVICES;
     let hot = cpu_permille >= BUSY_CPU_PERMILLE && near.iter().any(|place| place.cpu_permille <= CALM_CPU_PERMILLE);
     !near.is_empty() && (crowded || hot)
 }
@@ -173,7 +173,7 @@ mod tests {
         assert!(!is_busy(10_000, 1000, &[place("us", 0)]), "the other is far");
         assert!(is_busy(200, 0, &[place("eu", 0)]));
         assert!(!is_busy(30, 0, &[place("eu", 0)]), "a few make no herd");
-        assert!(!is_busy(1_000, 0, &[place("eu", 950), place("ea", 990)]));
+        assert!(!is_busy(1_050, 0, &[place("eu", 950), place("ea", 990)]));
         assert!(is_busy(1_200, 0, &[place("eu", 950), place("ea", 990)]));
         assert!(is_busy(10, 950, &[place("eu", 900)]), "hot beside a calm one");
         assert!(!is_busy(10, 950, &[Place { cpu_permille: 700, ..place("eu", 0) }]));
