@@ -11,6 +11,7 @@ pub mod report;
 use crate::edge::Edge;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
+use godwit_core::device::Revocation;
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
 use godwit_wire::{RegionId, RelayId, UserId};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -300,6 +301,14 @@ impl Cluster {
             }
         }
         relays.into_iter().filter_map(|(relay, users)| Some((self.peers.get(&relay)?, users))).collect()
+    }
+
+    /// Shuts enrolments of a device out at all relays.
+    pub(crate) fn shut_out(&self, revocation: &Revocation) {
+        // Without an edge the relay is starting or stopping, and tells of it when it is met.
+        if let Some(edge) = self.edge.get().and_then(Weak::upgrade) {
+            edge.shut_out(revocation);
+        }
     }
 
     pub(crate) fn claims_since(&self, epoch: u64, since: u64) -> godwit_gossip::Pages {

@@ -32,11 +32,14 @@ use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::peers::{DeviceCredential, PeerLink};
+use crate::revocations::{self, Revocations};
 use crate::router::Router;
 use admission::Admissions;
 use arc_swap::ArcSwap;
 use godwit_certs::chain::ChainVerifier;
 use godwit_core::Sender;
+use godwit_core::device::Revocation;
+use godwit_gossip::Kind;
 use godwit_wire::{Clock, Code, Refusal, RelayId, UnixMillis, UserId};
 use placement::Placement;
 use remote::Remote;
@@ -50,6 +53,7 @@ pub(crate) struct Edge {
     pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) revocations: Arc<Revocations>,
     /// Proves devices at other relays.
     pub(crate) chains: ChainVerifier,
     pub(crate) clock: Clock,
@@ -75,6 +79,7 @@ pub(crate) struct EdgeParts {
     pub(crate) router: Router,
     pub(crate) registry: Arc<Registry>,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) revocations: Arc<Revocations>,
     pub(crate) chains: ChainVerifier,
     pub(crate) clock: Clock,
     pub(crate) rates: UserRates,
@@ -89,6 +94,7 @@ impl Edge {
             router: parts.router,
             registry: parts.registry,
             outbox: parts.outbox,
+            revocations: parts.revocations,
             chains: parts.chains,
             clock: parts.clock,
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),
@@ -97,6 +103,24 @@ impl Edge {
             placement: Placement::default(),
             admissions: Admissions::new(&parts.admission),
             handshake_timeout: parts.admission.handshake_timeout,
+        }
+    }
+}
+
+impl Edge {
+    /// Shuts enrolments of a device out, and tells those who believe it from here.
+    pub(crate) fn shut_out(&self, revocation: &Revocation) {
+        if !self.revocations.add(revocation) {
+            return;
+        }
+        let Revocation { device, enrolment, why, .. } = revocation;
+        self.registry.shut_out(device, *enrolment, &(*why).into());
+        let Some(owner) = &self.router.owner else { return };
+        for peer in self.router.peers.all() {
+            let own_edge = peer.relay().region() == owner.region && peer.peer.kind() == Kind::Edge;
+            if own_edge || device.home() == owner.region {
+                self.router.cluster.spawn(revocations::tell(peer, vec![revocation.clone()]));
+            }
         }
     }
 }

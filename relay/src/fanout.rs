@@ -36,6 +36,7 @@ use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
 use drain::{Page, PageRead};
 use godwit_core::Entry;
+use godwit_core::device::Revocation;
 use godwit_core::inbox::Track;
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
@@ -311,7 +312,7 @@ impl Worker {
             self.metrics.fanout_backlog.dec();
             match event {
                 Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
-                Committed::Revoked { device } => self.revoked(&device),
+                Committed::Revoked { revocation } => self.revoked(&revocation),
                 // These forget users; entries of theirs may follow.
                 Committed::Enrolled { device, enrolment } => {
                     self.enrolled(device, enrolment).await;
@@ -552,7 +553,11 @@ impl Worker {
 
     async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
         self.metrics.enrolments.inc();
-        self.shut_out(&device, enrolment - 1, Code::Superseded);
+        if enrolment > 1 {
+            let at = self.clock.now();
+            let before = enrolment - 1;
+            self.shut_out(&Revocation { device: device.clone(), enrolment: before, why: Code::Superseded, at });
+        }
         // The device may have connected before this news of it was taken up.
         let link = self.devices.get(&device).and_then(|state| state.link.clone());
         self.forget(&device);
@@ -563,18 +568,22 @@ impl Worker {
         }
     }
 
-    /// Ends the device's connection, here or elsewhere, if it is of an enrolment up to `enrolment`.
-    fn shut_out(&self, device: &DeviceId, enrolment: u32, code: Code) {
-        self.registry.shut_out(device, enrolment, &code.into());
+    /// Ends the device's connection, here or elsewhere, and tells all relays.
+    fn shut_out(&self, revocation: &Revocation) {
+        let Revocation { device, enrolment, why, .. } = revocation;
+        self.registry.shut_out(device, *enrolment, &(*why).into());
         let link = self.devices.get(device).and_then(|state| state.link.as_ref());
-        if let Some(link) = link.filter(|link| link.enrolment <= enrolment) {
-            link.close(&code.into());
+        if let Some(link) = link.filter(|link| link.enrolment <= *enrolment) {
+            link.close(&(*why).into());
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.shut_out(revocation);
         }
     }
 
-    fn revoked(&mut self, device: &DeviceId) {
-        self.shut_out(device, u32::MAX, Code::Revoked);
-        self.forget(device);
+    fn revoked(&mut self, revocation: &Revocation) {
+        self.shut_out(revocation);
+        self.forget(&revocation.device);
     }
 
     /// Drops all that is known of a device; no chat waits for it.

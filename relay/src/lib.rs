@@ -13,6 +13,7 @@
 //! - [`outbox`]: requests that wait for a home out of reach
 //! - [`drain`]: leaving, with devices handed over
 //! - [`owner`]: what the relay that holds the store does for a device
+//! - [`revocations`]: enrolments that are shut out, of every region
 //! - [`fanout`]: serves every recipient of every entry
 //! - [`admin`]: health, metrics, commands for operators
 
@@ -28,6 +29,7 @@ mod owner;
 mod peers;
 mod quic;
 mod relay;
+mod revocations;
 mod router;
 pub mod store;
 

@@ -319,7 +319,18 @@ impl Outbox {
             if commands.is_empty() {
                 break;
             }
+            let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
+            let expired = credential.ticket.expires <= self.clock.now();
             if let Err(refusal) = self.hand(&home, &credential, &place, commands).await {
+                let refused = match refusal.code {
+                    Code::Revoked | Code::Superseded => true,
+                    // The device sends what it keeps itself, with a ticket of its new certificate.
+                    Code::Unauthenticated => expired,
+                    _ => false,
+                };
+                if refused && self.give_up(&place, numbers, &refusal).await.is_ok() {
+                    continue;
+                }
                 tracing::debug!(chat = %place.0, %refusal, "the outbox goes on later");
                 // A ticket that is not good any more: the device sends the rest itself when it is back.
                 let wait = if refusal.code == Code::Unauthenticated { UNPROVED } else { AGAIN };
@@ -336,6 +347,20 @@ impl Outbox {
         }
         drop(state);
         self.news.notify_one();
+    }
+
+    /// Drops requests that this relay can never hand on.
+    async fn give_up(&self, place: &Place, numbers: Vec<u64>, why: &Refusal) -> Result<(), Refusal> {
+        let (chat, sender) = place;
+        tracing::info!(device = %sender.device, %chat, count = numbers.len(), %why, "the outbox gives up");
+        let change = |n: &u64| Change::Drop { sender: sender.clone(), chat: chat.clone(), n: *n };
+        self.file.write(numbers.iter().map(change).collect()).await?;
+        let mut state = self.state();
+        for n in numbers {
+            // Whoever waits for it is not let in any more.
+            drop(state.remove(place, n));
+        }
+        Ok(())
     }
 
     /// Hands on the first of a queue, and takes off what was decided. An error says when to go on.

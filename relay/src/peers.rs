@@ -94,6 +94,10 @@ impl Peers {
         self.links.read().unwrap_or_else(PoisonError::into_inner).get(relay).cloned()
     }
 
+    pub(crate) fn all(&self) -> Vec<Arc<PeerLink>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// The relay at an address, if there is a link to it.
     pub(crate) fn linked_to(&self, address: SocketAddr) -> Option<RelayId> {
         let links = self.links.read().unwrap_or_else(PoisonError::into_inner);

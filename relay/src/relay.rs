@@ -11,6 +11,7 @@ use crate::outbox::Outbox;
 use crate::owner::Owner;
 use crate::peers::{self, ALPN_PEER, Peers};
 use crate::quic::endpoint;
+use crate::revocations::{self, Revocations};
 use crate::router::Router;
 use crate::store::{Committed, OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
@@ -177,6 +178,13 @@ impl Relay {
             Some(Home { owner, worker, thread }) => (Some(owner), Some(worker), Some(thread)),
             None => (None, None, None),
         };
+        let known = match &owner {
+            Some(owner) => {
+                let since = revocations::forgotten_before(crypto.clock.now());
+                owner.store.read(move |store| store.revocations(since)).await?
+            }
+            None => Vec::new(),
+        };
         let generation = owner.as_ref().map(|owner| owner.store.generation());
         let dialling = dialling(crypto, &root, credential)?;
         let peers = Arc::new(Peers::new(me.clone(), generation, crypto.clock.clone(), endpoint.clone(), dialling));
@@ -189,6 +197,7 @@ impl Relay {
             router: Router { region: id.region(), owner, cluster, peers },
             registry,
             outbox: outbox.clone(),
+            revocations: Arc::new(Revocations::new(crypto.clock.clone(), known)),
             chains,
             clock: crypto.clock.clone(),
             rates: config.rates(),

@@ -30,7 +30,8 @@ pub use tables::{Floor, Watermark};
 use crate::metrics::Metrics;
 use chats::{ChatCache, Commands};
 use delivery::{InboxWrites, SaveProgress};
-use devices::{Enrol, Renewed, Revoke, Seen};
+use devices::{Enrol, NoteRevocations, Renewed, Revoke, Seen};
+use godwit_core::device::Revocation;
 use godwit_core::{Command, Entry, Outcome};
 use godwit_wire::frame::{HistoryPage, Range};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
@@ -109,7 +110,7 @@ pub enum Committed {
         enrolment: u32,
     },
     Revoked {
-        device: DeviceId,
+        revocation: Revocation,
     },
     /// The file was opened anew after a fault: what was committed last may be more than was told.
     Reopened,
@@ -338,6 +339,11 @@ impl Store {
     /// Shuts a device out. False if there is no such device.
     pub async fn revoke(&self, device: DeviceId) -> Result<bool, Refusal> {
         self.write(Revoke { device }).await
+    }
+
+    /// Keeps what other regions told of devices of theirs.
+    pub(crate) async fn note_revocations(&self, revocations: Vec<Revocation>) -> Result<(), Refusal> {
+        self.write(NoteRevocations(revocations)).await
     }
 
     pub async fn seen(&self, device: DeviceId) -> Result<(), Refusal> {

@@ -298,3 +298,71 @@ async fn a_client_learns_of_other_relays_and_goes_on_through_them() -> Result<()
     ensure!(at != cluster.address("eu/eu-2").to_string(), "elsewhere");
     numbered(&texts(&bob, &mut bob.events()?, 20).await?, 0)
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_out_everywhere_while_its_home_is_away_too() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    // At home in us, connected at an edge of eu, where its chat is.
+    let credential = cluster.enrol("bob@us/phone", "us/us-1").await?;
+    let bob = cluster.connect(credential.clone(), "eu/eu-2").await?;
+    let admin = cluster.relay("us/us-1").admin.to_string();
+    let revoke = move || process::succeed("godwit", &["revoke", "--admin", &admin, "bob@us/phone"]);
+    // The store of eu hears of it at once, its edge only once that is back.
+    cluster.down("eu/eu-2").await;
+    close_reason(&bob.connection).await?;
+    tokio::task::spawn_blocking(revoke).await??;
+    let out = async |cluster: &Cluster, at: &str| -> Result<()> {
+        let connected = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match cluster.connect(credential.clone(), at).await {
+                    // Not told yet, or let in by its certificate alone.
+                    Ok(session) => session.connection.close(0u32.into(), b""),
+                    Err(error) => break error,
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let refused = connected.await.with_context(|| format!("bob gets in at {at}"))?;
+        ensure!(format!("{refused:#}").contains("34"), "revoked, not {refused:#}");
+        Ok(())
+    };
+    out(&cluster, "eu/eu-1").await?;
+    cluster.down("us/us-1").await;
+    cluster.up("eu/eu-2").await?;
+    cluster.meet().await?;
+    out(&cluster, "eu/eu-2").await?;
+    // Over a restart of those who were told.
+    cluster.down("eu/eu-2").await;
+    cluster.down("eu/eu-1").await;
+    cluster.up("eu/eu-1").await?;
+    out(&cluster, "eu/eu-1").await?;
+    // Enrolled anew it is let in, everywhere.
+    cluster.up("eu/eu-2").await?;
+    cluster.up("us/us-1").await?;
+    cluster.meet().await?;
+    let again = cluster.enrol("bob@us/phone", "us/us-1").await?;
+    for at in ["eu/eu-1", "eu/eu-2", "us/us-1"] {
+        cluster.connect(again.clone(), at).await?.connection.close(0u32.into(), b"");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_enrolment_is_out_at_the_homes_of_its_chats() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let old = cluster.enrol("bob@us/phone", "us/us-1").await?;
+    let (chat, _) = alice.direct("bob@us".parse()?)?;
+    send(&alice, &chat, 0..1, MessageState::Sent).await?;
+    let stolen = cluster.connect(old.clone(), "eu/eu-2").await?;
+    // A new phone under the same name; the old one may still have its certificate.
+    cluster.enrol("bob@us/phone", "us/us-1").await?;
+    let reason = close_reason(&stolen.connection).await?;
+    ensure!(reason.code == Code::Superseded, "{reason}");
+    cluster.down("us/us-1").await;
+    for at in ["eu/eu-1", "eu/eu-2"] {
+        let refused = cluster.connect(old.clone(), at).await.err().with_context(|| format!("let in at {at}"))?;
+        ensure!(format!("{refused:#}").contains("35"), "superseded, not {refused:#}");
+    }
+    Ok(())
+}

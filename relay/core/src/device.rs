@@ -1,6 +1,6 @@
 //! Devices: enrolment, renewal, revocation, and who is let in.
 
-use godwit_wire::{Code, Refusal, UnixMillis};
+use godwit_wire::{Code, DeviceId, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 /// The record of one device.
@@ -13,6 +13,16 @@ pub struct Device {
     pub enrolled_at: UnixMillis,
     pub last_seen: UnixMillis,
     pub revoked: bool,
+}
+
+/// Enrolments of a device that are shut out: this one and all before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    pub device: DeviceId,
+    pub enrolment: u32,
+    /// [`Code::Revoked`], or [`Code::Superseded`] by a later enrolment.
+    pub why: Code,
+    pub at: UnixMillis,
 }
 
 /// The enrolment number that a device gets next.

@@ -28,6 +28,7 @@ pub(crate) async fn run(edge: Arc<Edge>, endpoint: Endpoint, stop: CancellationT
             _ = forget.tick() => {
                 edge.admissions.forget_idle();
                 edge.limits.load().forget_idle();
+                edge.revocations.forget_old();
             }
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => admit(&edge, incoming, &mut tasks),

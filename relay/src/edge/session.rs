@@ -32,6 +32,7 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
     let peer = peer(&certificate, edge.clock.now()).map_err(|error| error.refusal())?;
     let Identity::Device { device, enrolment } = peer.identity else { return Err(Code::NotADevice.into()) };
     let sender = Sender { device, enrolment };
+    edge.revocations.check(&sender)?;
     let owner = match edge.router.route(&sender.device.home()) {
         Route::Here(owner) => {
             owner.admit(&sender).await?;
@@ -61,9 +62,11 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
         generation: OnceLock::new(),
     });
     edge.router.cluster.claim(&session.user);
-    let result = match owner {
-        Some(owner) => attached(edge, owner, connection, &session, lane, number).await,
-        None => remote(edge, connection, &session, lane, number).await,
+    // Once more: a revocation between the first look and the registry would find nobody to shut out.
+    let result = match (edge.revocations.check(&session.sender), owner) {
+        (Err(refusal), _) => Err(refusal),
+        (Ok(()), Some(owner)) => attached(edge, owner, connection, &session, lane, number).await,
+        (Ok(()), None) => remote(edge, connection, &session, lane, number).await,
     };
     edge.router.cluster.withdraw(&session.user);
     match owner {
@@ -89,7 +92,7 @@ async fn attached(
     first: Lane,
     hello: u32,
 ) -> Result<(), Refusal> {
-    // Once more: a revocation between the first look and the registry would find nobody to shut out.
+    // As above, by what the store knows.
     owner.admit(&session.sender).await?;
     owner.fanout.attached(session.link.clone()).await;
     tracing::info!(device = %session.sender.device, "connected");

@@ -2,6 +2,7 @@
 
 use super::{Worker, region};
 use crate::edge::Link;
+use crate::revocations::forgotten_before;
 use crate::store::{PageLimit, StoreError};
 use godwit_wire::{ChatId, Seq};
 use std::collections::HashSet;
@@ -63,6 +64,11 @@ impl Worker {
         self.moves.clear();
         for link in links {
             self.attach(link).await;
+        }
+        let since = forgotten_before(self.clock.now());
+        match self.store.read(move |store| store.revocations(since)).await {
+            Ok(revocations) => revocations.iter().for_each(|revocation| self.shut_out(revocation)),
+            Err(error) => tracing::warn!(%error, "revocations cannot be read"),
         }
         if let Err(error) = self.recover().await {
             // The store says again that it was opened anew once it was.

@@ -8,6 +8,7 @@
 use crate::store::{Base, Floor, Watermark};
 use bytes::Bytes;
 use godwit_core::Outcome;
+use godwit_core::device::Revocation;
 use godwit_gossip::{Identity, Versions};
 use godwit_wire::bounded;
 use godwit_wire::codec::Frame;
@@ -24,6 +25,8 @@ pub(crate) const COMMANDS: usize = 1024;
 pub(crate) const COMMANDS_BYTES: usize = 512 << 10;
 /// Devices named in one push.
 pub(crate) const PUSHED: usize = 4096;
+/// Revocations in one frame.
+pub(crate) const REVOCATIONS: usize = 1024;
 /// Bytes of one frame between relays.
 pub(crate) const FRAME_BYTES: usize = 2 << 20;
 
@@ -135,10 +138,12 @@ pub(crate) enum PeerFrame {
         delivered: Option<Floor>,
         read: Option<Floor>,
     },
+    /// Enrolments that are shut out, as a home says, or the store of the region to its edges. Answered once they are.
+    Revoked(#[serde(deserialize_with = "bounded::list::<_, _, REVOCATIONS>")] Vec<Revocation>),
 }
 
 impl Frame for PeerFrame {
-    const KINDS: u32 = 18;
+    const KINDS: u32 = 19;
     const LIMIT: usize = FRAME_BYTES;
 }
 
@@ -233,6 +238,12 @@ mod tests {
             PeerFrame::Lacks { chat: chat.clone(), have: None },
             PeerFrame::Reached { chat: chat.clone(), marks: vec![(device.user(), Watermark::default())] },
             PeerFrame::Floors { chat, delivered: None, read: None },
+            PeerFrame::Revoked(vec![Revocation {
+                device,
+                enrolment: 2,
+                why: godwit_wire::Code::Revoked,
+                at: godwit_wire::UnixMillis(5),
+            }]),
         ]
     }
 

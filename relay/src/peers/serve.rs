@@ -7,8 +7,10 @@ use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage};
 use super::link::PeerLink;
 use crate::edge::{Edge, Link};
 use crate::owner::Owner;
+use crate::revocations;
 use crate::store::{Base, Replicated};
 use bytes::Bytes;
+use godwit_core::device::Revocation;
 use godwit_core::entry::decode_record;
 use godwit_core::{Command, Entry, Sender};
 use godwit_gossip::Kind;
@@ -26,6 +28,7 @@ const ASKS: usize = 256;
 pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
     tracing::info!(peer = %link.relay(), "linked");
     edge.router.cluster.linked(&link);
+    edge.router.cluster.spawn(revocations::tell(link.clone(), told_to(edge, &link)));
     let region = edge
         .router
         .owner
@@ -50,6 +53,13 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
         }
     }
     tracing::info!(peer = %link.relay(), "the link ended");
+}
+
+/// The revocations that a peer is told of when it is met.
+fn told_to(edge: &Edge, link: &PeerLink) -> Vec<Revocation> {
+    let Some(owner) = &edge.router.owner else { return Vec::new() };
+    let own_edge = link.relay().region() == owner.region;
+    edge.revocations.those(|device| own_edge || device.home() == owner.region)
 }
 
 struct Served {
@@ -186,6 +196,7 @@ impl Served {
                 }
                 owner.map(|_| PeerFrame::Done)
             }
+            PeerFrame::Revoked(revocations) => self.revoked(revocations).await.map(|()| PeerFrame::Done),
             PeerFrame::Unsupported
             | PeerFrame::Done
             | PeerFrame::Refused(_)
@@ -195,6 +206,24 @@ impl Served {
         if number != 0 {
             self.link.reply(number, None, &reply.unwrap_or_else(PeerFrame::Refused));
         }
+    }
+
+    /// Shuts out what the peer may say is shut out, and passes it on.
+    async fn revoked(&self, revocations: Vec<Revocation>) -> Result<(), Refusal> {
+        let edge = &self.edge;
+        let peer = self.link.relay().region();
+        let own_store = peer == edge.router.region && self.link.peer.kind() == Kind::Store;
+        let believed = |device: &DeviceId| own_store || device.home() == peer;
+        let mut news = revocations;
+        news.retain(|revocation| believed(&revocation.device) && !edge.revocations.knows(revocation));
+        if let Some(owner) = &edge.router.owner {
+            // Durable before it is known: what is known is not asked for again.
+            owner.store.note_revocations(news.clone()).await?;
+        }
+        for revocation in &news {
+            edge.shut_out(revocation);
+        }
+        Ok(())
     }
 
     fn is_home_of(&self, chat: &ChatId) -> bool {
@@ -229,7 +258,9 @@ impl Served {
     /// A device for which the peer may act, as its ticket says.
     fn sender(&self, device: &DeviceId) -> Result<Sender, Refusal> {
         let enrolment = self.link.may_act(device, self.edge.clock.now())?;
-        Ok(Sender { device: device.clone(), enrolment })
+        let sender = Sender { device: device.clone(), enrolment };
+        self.edge.revocations.check(&sender)?;
+        Ok(sender)
     }
 
     fn authorize(&self, certificate: &[godwit_wire::frame::Credential], ticket: &Ticket) -> Result<(), Refusal> {
@@ -237,6 +268,8 @@ impl Served {
         let now = self.edge.clock.now();
         let attached = self.edge.chains.ticket(&chain, self.link.relay(), ticket, now);
         let attached = attached.map_err(|error| Refusal::because(Code::Unauthenticated, error.to_string()))?;
+        let sender = Sender { device: attached.device.clone(), enrolment: attached.enrolment };
+        self.edge.revocations.check(&sender)?;
         self.link.authorized(attached);
         Ok(())
     }

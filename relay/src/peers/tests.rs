@@ -9,6 +9,7 @@ use godwit_certs::DeviceKey;
 use godwit_certs::authority::{Credential, Root};
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::{self, Crypto};
+use godwit_core::device::Revocation;
 use godwit_gossip::{Kind, Versions};
 use godwit_wire::frame::{Ack, Options, Reply, Request, SendMessage, Stamp};
 use godwit_wire::{ChatId, DeviceId, MessageId, Seq};
@@ -158,6 +159,28 @@ async fn a_ticket_for_another_relay_or_of_another_authority_is_refused() {
     assert_eq!(reply, PeerFrame::Done);
     let refusal = refused(&link, PeerFrame::Attach { device: alice(), epoch: 1, again: false }).await;
     assert_ne!(refusal.code, Code::Internal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_shuts_out_only_users_of_its_own_region() {
+    let victim = Victim::new().await;
+    let link = victim.link().await;
+    let key = DeviceKey::generate().unwrap();
+    let now = Clock::system().now();
+    let acts = async |device: &str, issuer: &str| {
+        let device: DeviceId = device.parse().unwrap();
+        let issuer = victim.authority.relay(&issuer.parse().unwrap(), now).unwrap().read().unwrap().issuer;
+        let chain = issuer.device(&key.request(&device).unwrap(), &device, 1, now).unwrap();
+        let ticket = key.ticket_for(&"us/us-1".parse().unwrap(), &chain).unwrap();
+        let certificate = chain.iter().map(|der| godwit_wire::frame::Credential(der.to_vec().into())).collect();
+        link.request(None, &PeerFrame::Authorize { certificate, ticket }).unwrap().await.unwrap()
+    };
+    let revoked =
+        |device: &str| Revocation { device: device.parse().unwrap(), enrolment: 1, why: Code::Revoked, at: now };
+    let frame = PeerFrame::Revoked(vec![revoked("alice@eu/phone"), revoked("bob@us/phone")]);
+    assert_eq!(link.request(None, &frame).unwrap().await.unwrap(), PeerFrame::Done);
+    assert_eq!(acts("alice@eu/phone", "eu/eu-8").await, PeerFrame::Done, "not by a relay of us");
+    assert_eq!(acts("bob@us/phone", "us/us-8").await, PeerFrame::Refused(Code::Revoked.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,18 +2,19 @@
 
 use super::chats::{device, last_entry};
 use super::keys::{Key, Parts};
-use super::tables::{Read, put};
+use super::tables::{Read, WriteTable, put};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError};
-use godwit_core::device::next_enrolment;
+use crate::revocations::forgotten_before;
+use godwit_core::device::{Revocation, next_enrolment};
 use godwit_core::inbox::InboxRow;
 use godwit_core::{Device, Participant};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, UnixMillis};
 use redb::ReadableTable;
 use std::fmt;
 
-/// Used tokens forgotten with each enrolment, at most.
-const FORGET_TOKENS: usize = 64;
+/// What is too old to matter is forgotten with each write of the kind, at most so much.
+const FORGET: usize = 64;
 
 /// What a certificate authority returns for a device: its chain, DER, and the leaf's SHA-256.
 #[derive(Clone, Debug)]
@@ -60,7 +61,12 @@ impl Write for Enrol {
         put(&mut batch.tables.devices, &key, &record)?;
         remove_inbox(&self.device, batch)?;
         begin_at_heads(&self.device, batch)?;
-        forget_tokens(batch)?;
+        let end = Key::new().number(batch.now.0).bytes();
+        forget(&mut batch.tables.tokens, &end)?;
+        if enrolment > 1 {
+            let device = self.device.clone();
+            shut_out(batch, &Revocation { device, enrolment: enrolment - 1, why: Code::Superseded, at: now })?;
+        }
         batch.committed.push(Committed::Enrolled { device: self.device.clone(), enrolment });
         Ok(Ok(issued))
     }
@@ -95,17 +101,15 @@ fn remove_inbox(device: &DeviceId, batch: &mut Batch<'_, '_>) -> Result<(), Stor
     Ok(())
 }
 
-fn forget_tokens(batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
-    let end = Key::new().number(batch.now.0).bytes();
-    let old: Vec<Vec<u8>> = batch
-        .tables
-        .tokens
-        .range::<&[u8]>(..end.as_slice())?
-        .take(FORGET_TOKENS)
+/// Forgets rows of a table whose keys begin with a time, up to `end`.
+fn forget(table: &mut WriteTable<'_>, end: &[u8]) -> Result<(), StoreError> {
+    let old: Vec<Vec<u8>> = table
+        .range::<&[u8]>(..end)?
+        .take(FORGET)
         .map(|row| Ok(row?.0.value().to_vec()))
         .collect::<Result<_, StoreError>>()?;
     for key in old {
-        batch.tables.tokens.remove(key.as_slice())?;
+        table.remove(key.as_slice())?;
     }
     Ok(())
 }
@@ -151,8 +155,32 @@ impl Write for Revoke {
         record.revoked = true;
         put(&mut batch.tables.devices, &key, &record)?;
         remove_inbox(&self.device, batch)?;
-        batch.committed.push(Committed::Revoked { device: self.device.clone() });
+        let (enrolment, at) = (record.enrolment, batch.now);
+        let revocation = Revocation { device: self.device.clone(), enrolment, why: Code::Revoked, at };
+        shut_out(batch, &revocation)?;
+        batch.committed.push(Committed::Revoked { revocation });
         Ok(true)
+    }
+}
+
+/// Notes a revocation, and forgets some that are too old to matter.
+fn shut_out(batch: &mut Batch<'_, '_>, revocation: &Revocation) -> Result<(), StoreError> {
+    let key = Key::new().number(revocation.at.0).device(&revocation.device).bytes();
+    put(&mut batch.tables.revocations, &key, revocation)?;
+    let end = Key::new().number(forgotten_before(batch.now).0).bytes();
+    forget(&mut batch.tables.revocations, &end)
+}
+
+/// What other regions told of devices of theirs.
+#[derive(Debug)]
+pub(super) struct NoteRevocations(pub(super) Vec<Revocation>);
+
+impl Write for NoteRevocations {
+    type Output = ();
+    const NEEDS_SPACE: bool = false;
+
+    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+        self.0.iter().try_for_each(|revocation| shut_out(batch, revocation))
     }
 }
 

@@ -96,8 +96,8 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
             let expected = region.to_string();
             return Err(StoreError::OtherRegion { path: path.to_owned(), found, expected });
         }
-        if matches!(txn.open_table(tables::BASES), Err(redb::TableError::TableDoesNotExist(_))) {
-            // Written before there were copies of other regions' chats.
+        if matches!(txn.open_table(tables::REVOCATIONS), Err(redb::TableError::TableDoesNotExist(_))) {
+            // Written before there were all of today's tables.
             drop(txn);
             let txn = database.begin_write()?;
             drop(Tables::open(&txn)?);

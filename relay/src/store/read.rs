@@ -3,16 +3,17 @@
 use super::chats::{last_entry, participants};
 use super::keys::{self, Key, Parts};
 use super::tables::{
-    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, Read, USER_CHATS, WATERMARKS,
-    Watermark, decode,
+    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, REVOCATIONS, Read, USER_CHATS,
+    WATERMARKS, Watermark, decode,
 };
 use super::{Base, StoreError};
+use godwit_core::device::Revocation;
 use godwit_core::inbox::InboxRow;
 use godwit_core::participant::Visibility;
 use godwit_core::{Chat, Device, Entry, Participant};
 use godwit_wire::entry::Member;
 use godwit_wire::frame::{ChatInfo, ChatList, ChatSummary, HistoryPage, Range, SeqRange};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, Seq, UserId, limits};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, Seq, UnixMillis, UserId, limits};
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -341,6 +342,14 @@ impl Snapshot {
             run.base = Some(Base { as_of: last.seq, kind, title, created_at, participants });
         }
         Ok(run)
+    }
+
+    /// Revocations from `since` on, of every region.
+    pub(crate) fn revocations(&self, since: UnixMillis) -> Result<Vec<Revocation>, StoreError> {
+        let start = Key::new().number(since.0).bytes();
+        let table = self.table(REVOCATIONS)?;
+        let rows = table.range::<&[u8]>(start.as_slice()..)?;
+        rows.map(|row| decode(row?.1.value())).collect()
     }
 
     /// Which of `users`, whose home this is, were never enrolled.

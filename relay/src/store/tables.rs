@@ -37,12 +37,27 @@ pub(super) const INBOX: Definition = TableDefinition::new("inbox");
 pub(super) const DEVICES: Definition = TableDefinition::new("devices");
 /// (expiry, jti) → nothing: tokens that were used, by when they can be forgotten
 pub(super) const TOKENS: Definition = TableDefinition::new("tokens");
+/// (time, device) → `Revocation`: enrolments that are shut out, of every region, until their certificates have expired
+pub(super) const REVOCATIONS: Definition = TableDefinition::new("revocations");
 /// name → text: what the file is
 pub(super) const META: Definition = TableDefinition::new("meta");
 
 /// All tables, for copying a store. `META` is written by whoever makes the copy.
-pub(super) const RECORDS: [Definition; 12] =
-    [LOG, CHATS, PARTICIPANTS, USER_CHATS, NUMBERS, CURSORS, WATERMARKS, DIRTY, BASES, INBOX, DEVICES, TOKENS];
+pub(super) const RECORDS: [Definition; 13] = [
+    LOG,
+    CHATS,
+    PARTICIPANTS,
+    USER_CHATS,
+    NUMBERS,
+    CURSORS,
+    WATERMARKS,
+    DIRTY,
+    BASES,
+    INBOX,
+    DEVICES,
+    TOKENS,
+    REVOCATIONS,
+];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChatRow {
@@ -126,6 +141,7 @@ impl Record for CursorRow {}
 impl Record for Watermark {}
 impl Record for InboxRow {}
 impl Record for Device {}
+impl Record for godwit_core::device::Revocation {}
 impl Record for Seq {}
 /// Tables that hold only keys.
 impl Record for () {}
@@ -145,7 +161,7 @@ pub(super) fn decode<R: Record>(bytes: &[u8]) -> Result<R, StoreError> {
     Ok(decode_record(bytes)?)
 }
 
-type WriteTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
+pub(super) type WriteTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 /// The tables of one write transaction.
 pub(super) struct Tables<'t> {
@@ -161,6 +177,7 @@ pub(super) struct Tables<'t> {
     pub(super) inbox: WriteTable<'t>,
     pub(super) devices: WriteTable<'t>,
     pub(super) tokens: WriteTable<'t>,
+    pub(super) revocations: WriteTable<'t>,
 }
 
 impl<'t> Tables<'t> {
@@ -178,6 +195,7 @@ impl<'t> Tables<'t> {
             inbox: txn.open_table(INBOX)?,
             devices: txn.open_table(DEVICES)?,
             tokens: txn.open_table(TOKENS)?,
+            revocations: txn.open_table(REVOCATIONS)?,
         })
     }
 }
