@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::drain;
 use crate::edge::Edge;
+use crate::metrics::Peer;
 use crate::store::{Snapshot, StoreError, file};
 use axum::Router;
 use axum::extract::{Query, State};
@@ -10,10 +11,12 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use godwit_certs::identity;
 use godwit_certs::tls::ServedCertificate;
+use godwit_gossip::Status;
 use godwit_wire::DeviceId;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -106,13 +109,43 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     let (depth, oldest) = admin.edge.outbox.depth();
     metrics.outbox_depth.set(gauge(depth as u64));
     metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
-    let cluster = admin.edge.router.cluster.report(depth);
-    metrics.members.set(gauge(cluster.members.len() as u64));
-    metrics.claims.set(gauge(cluster.claims_known as u64));
+    of_cluster(&admin.edge);
     metrics.store_size.set(std::fs::metadata(&admin.store_path).map_or(0, |meta| gauge(meta.len())));
     let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
     metrics.certificate_expiry.set(gauge(expiry));
     (StatusCode::OK, metrics.render())
+}
+
+/// What the cluster counts by itself is shown as it stands.
+fn of_cluster(edge: &Edge) {
+    let (metrics, cluster) = (&edge.metrics, &edge.router.cluster);
+    let members = cluster.members();
+    let draining = |status: Option<Status>| status.is_some_and(|status| status.draining);
+    let own = usize::from(cluster.status().draining);
+    metrics.members.set(gauge(members.len() as u64 + 1));
+    metrics.members_draining.set(gauge((members.iter().filter(|member| draining(member.status)).count() + own) as u64));
+    metrics.link_round_trip.clear();
+    metrics.link_queue.clear();
+    for link in edge.router.peers.all() {
+        let peer = Peer { relay: link.relay().to_string() };
+        metrics.link_round_trip.get_or_create(&peer).set(link.connection.round_trip().as_secs_f64());
+        metrics.link_queue.get_or_create(&peer).set(gauge(link.queued_bytes() as u64));
+    }
+    let stats = cluster.stats();
+    metrics.claims.set(gauge(stats.claims_known as u64));
+    metrics.claims_own.set(gauge(stats.claims_own as u64));
+    metrics.gossip_backlog.set(gauge(stats.backlog as u64));
+    for (counter, value) in [
+        (&metrics.gossip_packets_in, stats.packets_in),
+        (&metrics.gossip_packets_out, stats.packets_out),
+        (&metrics.gossip_packets_refused, stats.packets_refused),
+        (&metrics.gossip_bytes_in, stats.bytes_in),
+        (&metrics.gossip_bytes_out, stats.bytes_out),
+        (&metrics.gossip_pulls, stats.pulls_asked),
+        (&metrics.gossip_pulls_failed, stats.pulls_failed),
+    ] {
+        counter.inner().store(value, Ordering::Relaxed);
+    }
 }
 
 #[derive(Deserialize)]

@@ -340,7 +340,7 @@ impl Cluster {
         self.set_status(Status { draining: true, ..self.status() });
     }
 
-    fn stats(&self) -> Stats {
+    pub(crate) fn stats(&self) -> Stats {
         locked(&self.gossip).stats()
     }
 

@@ -13,6 +13,7 @@
 //! - [`chat`]: how far one chat got
 //! - [`device`]: what one device has to take
 //! - [`drain`]: reading the log for devices that are behind
+//! - [`pushes`]: one frame for all devices of another relay
 //! - [`region`]: other regions, which take their users' entries as a device takes its own
 //! - [`recover`]: going on after a crash
 //! - [`save`]: writing inbox rows and progress, in order
@@ -21,6 +22,7 @@ mod acks;
 mod chat;
 mod device;
 mod drain;
+mod pushes;
 mod recover;
 mod region;
 mod save;
@@ -41,6 +43,7 @@ use godwit_core::inbox::Track;
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
+use pushes::Pushes;
 use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
@@ -401,7 +404,7 @@ impl Worker {
         let event = || event.get_or_init(|| event_frame(&entry_event(chat, entry))).clone();
         let abroad = region::abroad(&self.region, chat, recipients);
         let served = region::served(&self.region, recipients, &abroad);
-        let (mut behind, mut begin) = (Vec::new(), Vec::new());
+        let (mut behind, mut begin, mut pushes) = (Vec::new(), Vec::new(), Pushes::default());
         for device in served.filter_map(|user| self.users.get(user)).flatten() {
             let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
             let frame = || {
@@ -409,7 +412,7 @@ impl Worker {
             };
             // A region that takes part anew needs more than the entry.
             let live = !(device.is_region() && may_join(&entry.body));
-            match state.offer(chat, seq, live.then_some(frame), self.config.window, now) {
+            match state.offer(chat, seq, live.then_some(frame), &mut pushes, (self.config.window, now)) {
                 Offer::Pushed { first } => {
                     self.metrics.pushes.inc();
                     if first {
@@ -424,6 +427,7 @@ impl Worker {
                 }
             }
         }
+        pushes.send(chat, event, &self.metrics);
         for (device, from) in begin {
             self.begin_row(&device, chat, from);
         }

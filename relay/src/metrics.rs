@@ -1,11 +1,23 @@
 //! What a relay counts, and the text that `/metrics` shows. Owned by the relay: two in one process do not mix.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// The relay at the other end of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Peer {
+    pub relay: String,
+}
+
+type LinkSeconds = Family<Peer, Gauge<f64, AtomicU64>>;
+type LinkBytes = Family<Peer, Gauge>;
 
 macro_rules! metrics {
     ($($field:ident: $kind:ident $(($unit:ident))?, $name:literal, $help:literal $(, $buckets:expr)?;)*) => {
@@ -53,13 +65,28 @@ metrics! {
     delivery_latency: Histogram (Seconds), "delivery_latency", "From the commit of an entry to a device's acknowledgement of it", exponential_buckets(0.000_1, 2.0, 18);
     fanout_backlog: Gauge, "fanout_backlog_entries", "Committed entries that fan-out has not taken up yet";
     pushes: Counter, "pushes", "Entries pushed to connected devices";
+    edge_pushes: Counter, "edge_pushes", "Frames with an entry for devices at another relay, however many";
     forwards: Counter, "forwards", "Numbered requests handed to the home of their chat";
     queued: Counter, "outbox_queued", "Numbered requests that were kept for a home out of reach";
     outbox_depth: Gauge, "outbox_requests", "Requests that wait for their home";
     outbox_oldest: Gauge (Seconds), "outbox_oldest_age", "Age of the oldest request that waits for its home";
     members: Gauge, "cluster_members", "Relays that are up, this one among them";
+    members_draining: Gauge, "cluster_members_draining", "Of these, those that hand their devices over";
+    link_round_trip: LinkSeconds (Seconds), "link_round_trip", "Round trip to a relay that is linked";
+    link_queue: LinkBytes (Bytes), "link_queue", "What waits to be written to a relay";
+    gossip_packets_in: Counter, "gossip_packets_in", "Packets of membership and claims that came";
+    gossip_packets_out: Counter, "gossip_packets_out", "Packets of membership and claims that went";
+    gossip_packets_refused: Counter, "gossip_packets_refused", "Packets that came and were not taken";
+    gossip_bytes_in: Counter (Bytes), "gossip_in", "Bytes of the packets that came";
+    gossip_bytes_out: Counter (Bytes), "gossip_out", "Bytes of the packets that went";
+    gossip_pulls: Counter, "gossip_pulls", "Pulls of another relay's claims, after a gap or for a newcomer";
+    gossip_pulls_failed: Counter, "gossip_pulls_failed", "Pulls that brought nothing";
+    gossip_backlog: Gauge, "gossip_backlog_items", "Items that wait to be passed on";
+    claims_own: Gauge, "cluster_claims_own", "Users that this relay claims";
     claims: Gauge, "cluster_claims", "Claims of other relays that are known here";
     direct_pushes: Counter, "direct_pushes", "Entries given at once to users whose home is away, by their claims";
+    direct_push_hits: Counter, "direct_push_hits", "Of those that came here, for users who were connected";
+    direct_push_misses: Counter, "direct_push_misses", "Of those that came here, for users who were not: a claim was stale";
     handovers: Counter, "handovers", "Devices asked to go on at another relay";
     redirects: Counter, "redirects", "Devices that came and were sent to another relay";
     inbox_rows_written: Counter, "inbox_rows_written", "Inbox rows begun: a device did not take an entry";

@@ -27,6 +27,16 @@ async fn an_edge_carries_devices_of_its_region() -> Result<()> {
     numbered(&texts(&alice, &mut alice.events()?, 300).await?, 0)?;
     let at_the_store = cluster.metric("eu/eu-1", "godwit_connections");
     ensure!(at_the_store < 1.5, "bob alone is at the store, not {at_the_store}");
+    let text = process::get(&cluster.relay("eu/eu-2").admin.to_string(), "/metrics")?;
+    for name in [
+        "godwit_link_round_trip_seconds{relay=\"eu/eu-1\"}",
+        "godwit_gossip_packets_in_total",
+        "godwit_gossip_out_bytes_total",
+        "godwit_cluster_claims_own",
+    ] {
+        ensure!(wire::metric(&text, name).is_some_and(|value| value > 0.0), "{name} in {text}");
+    }
+    ensure!(wire::metric(&text, "godwit_cluster_members").is_some_and(|members| members > 1.5), "two members");
     Ok(())
 }
 
@@ -297,6 +307,30 @@ async fn a_client_learns_of_other_relays_and_goes_on_through_them() -> Result<()
     let ConnectionState::Connected(at) = alice.connection_state() else { bail!("not connected") };
     ensure!(at != cluster.address("eu/eu-2").to_string(), "elsewhere");
     numbered(&texts(&bob, &mut bob.events()?, 20).await?, 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_goes_to_an_edge_once_however_many_take_it_there() -> Result<()> {
+    let cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge")]).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let mut others = Vec::new();
+    for n in 0..10 {
+        others.push(cluster.client(&format!("user{n}@eu/phone"), &["eu/eu-2"]).await?);
+    }
+    let member = |n: usize| Ok(Member { user: format!("user{n}@eu").parse()?, role: Role::Member });
+    let members = (0..10).map(member).collect::<Result<_>>()?;
+    let (chat, created) = alice.create_group(Title::parse("walks")?, members)?;
+    alice.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    let (pushes, frames) = ("godwit_pushes_total", "godwit_edge_pushes_total");
+    let before = (cluster.metric("eu/eu-1", pushes), cluster.metric("eu/eu-1", frames));
+    send(&alice, &chat, 0..50, MessageState::Delivered).await?;
+    for other in &others {
+        numbered(&texts(other, &mut other.events()?, 50).await?, 0)?;
+    }
+    let pushed = cluster.metric("eu/eu-1", pushes) - before.0;
+    let sent = cluster.metric("eu/eu-1", frames) - before.1;
+    ensure!(pushed > 499.5 && sent < 50.5, "{pushed} pushes in {sent} frames");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,17 @@ struct InFlight {
     chats: HashMap<ChatId, VecDeque<(Seq, usize)>>,
 }
 
+impl InFlight {
+    fn add(&mut self, limit_bytes: usize, chat: &ChatId, last: Seq, len: usize) -> bool {
+        if self.bytes + len > limit_bytes {
+            return false;
+        }
+        self.bytes += len;
+        self.chats.entry(chat.clone()).or_default().push_back((last, len));
+        true
+    }
+}
+
 impl Link {
     pub(super) fn here(
         device: DeviceId,
@@ -97,6 +108,13 @@ impl Link {
         }
     }
 
+    /// Makes room for an entry that is sent to several devices of another relay at once. None if this device is not at
+    /// another relay; false if there is no room.
+    pub(crate) fn reserve(&self, chat: &ChatId, last: Seq, len: usize) -> Option<bool> {
+        let Road::There { limit_bytes, in_flight, .. } = &self.road else { return None };
+        Some(in_flight.lock().unwrap_or_else(PoisonError::into_inner).add(*limit_bytes, chat, last, len))
+    }
+
     /// Sends another region the next entry of a chat. False if it does not fit.
     pub(crate) fn replicate(&self, chat: &ChatId, base: Option<Base>, seq: Seq, record: Bytes) -> bool {
         let entries = vec![record];
@@ -114,15 +132,10 @@ impl Link {
     fn send(&self, chat: &ChatId, last: Option<Seq>, len: usize, frame: impl FnOnce() -> PeerFrame) -> bool {
         let Road::There { peer, limit_bytes, in_flight, .. } = &self.road else { return false };
         let mut in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if in_flight.bytes + len > *limit_bytes {
+        if in_flight.bytes + len > *limit_bytes || !peer.note(Some(chat), &frame()) {
             return false;
         }
-        let fits = peer.note(Some(chat), &frame());
-        if let Some(last) = last.filter(|_| fits) {
-            in_flight.bytes += len;
-            in_flight.chats.entry(chat.clone()).or_default().push_back((last, len));
-        }
-        fits
+        last.is_none_or(|last| in_flight.add(*limit_bytes, chat, last, len))
     }
 
     /// The device acknowledged a chat up to here.

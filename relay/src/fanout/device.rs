@@ -1,5 +1,6 @@
 //! One device in delivery: its connection, and where each chat stands for it.
 
+use super::pushes::Pushes;
 use crate::edge::Link;
 use bytes::Bytes;
 use godwit_core::inbox::{Open, Row, Track};
@@ -37,13 +38,13 @@ impl DeviceFan {
         chat: &ChatId,
         seq: Seq,
         frame: Option<impl FnOnce() -> Bytes>,
-        window: u64,
-        now: u64,
+        pushes: &mut Pushes,
+        (window, now): (u64, u64),
     ) -> Offer {
         let track = self.tracks.get(chat).copied();
         let pushed = match (&self.link, frame) {
             (Some(link), Some(frame)) if !matches!(track, Some(Track::Behind { .. })) => {
-                self.in_flight < window && link.push(chat, Some(seq), frame())
+                self.in_flight < window && pushes.push(link, chat, seq, frame())
             }
             _ => false,
         };

@@ -162,7 +162,12 @@ impl Served {
             PeerFrame::PushUsers { users, except, chat, event } => {
                 if self.is_home_of(&chat) {
                     for user in users {
-                        self.edge.registry.push_user(&user, except.as_ref(), &chat, &event);
+                        let metrics = &self.edge.metrics;
+                        if self.edge.registry.push_user(&user, except.as_ref(), &chat, &event) {
+                            metrics.direct_push_hits.inc();
+                        } else {
+                            metrics.direct_push_misses.inc();
+                        }
                     }
                 }
                 return;
