@@ -32,7 +32,7 @@ mod tests;
 use crate::cluster::Cluster;
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
-use crate::store::{Committed, Floor, InboxChange, InboxWrite, RegionRun, Store, StoreError, Watermark};
+use crate::store::{Committed, Floor, InboxChange, InboxWrite, RegionRun, Store, StoreError, Unsettled, Watermark};
 use bytes::Bytes;
 use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
@@ -134,8 +134,17 @@ enum Report {
     Page(PageRead<Page>),
     Region(PageRead<RegionRun>),
     Told(Told),
-    Loaded { chat: ChatId, head: Option<Seq>, watermarks: BTreeMap<UserId, Watermark>, floors: Floors },
-    LoadFailed { chat: ChatId },
+    /// What a region that went away had not taken.
+    Untaken(Unsettled),
+    Loaded {
+        chat: ChatId,
+        head: Option<Seq>,
+        watermarks: BTreeMap<UserId, Watermark>,
+        floors: Floors,
+    },
+    LoadFailed {
+        chat: ChatId,
+    },
     Saved(Saved),
 }
 
@@ -445,6 +454,9 @@ impl Worker {
                 // The late end of an old connection removes nothing of a new one.
                 if current.is_some_and(|current| current.epoch == link.epoch) {
                     tracing::debug!(device = %link.device, epoch = link.epoch, "detached");
+                    if link.device.is_region() {
+                        self.serve_users_of(&link.device);
+                    }
                     self.detach(&link.device);
                 }
             }
@@ -528,6 +540,7 @@ impl Worker {
             Report::Page(page) => self.page(page),
             Report::Region(read) => self.region_page(read),
             Report::Told(told) => self.told(told),
+            Report::Untaken(untaken) => self.push_untaken(&untaken),
             Report::Loaded { chat, head, watermarks, floors } => {
                 let copy = (*chat.home() != self.region).then_some(floors);
                 if let Some(fan) = self.chats.get_mut(&chat) {

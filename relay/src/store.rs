@@ -23,7 +23,7 @@ mod writer;
 
 pub use delivery::{ChatProgress, InboxChange, InboxWrite};
 pub use devices::Issued;
-pub(crate) use read::{PageLimit, RegionRun, Snapshot};
+pub(crate) use read::{PageLimit, RegionRun, Snapshot, Unsettled};
 pub use replica::{Base, Replicated};
 pub use tables::{Floor, Watermark};
 

@@ -10,7 +10,7 @@ use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
 use godwit_tests::talk::{numbered, send, texts};
 use godwit_tests::wire::{self, Wire, close_reason};
-use godwit_wire::frame::{Ack, Event as Pushed, Options, Request};
+use godwit_wire::frame::{Ack, Event as Pushed, History, ListChats, Options, Range, Reply, Request};
 use godwit_wire::{ALPN_DEVICE, Code};
 use std::time::{Duration, Instant};
 
@@ -398,5 +398,28 @@ async fn an_older_enrolment_is_out_at_the_homes_of_its_chats() -> Result<()> {
         let refused = cluster.connect(old.clone(), at).await.err().with_context(|| format!("let in at {at}"))?;
         ensure!(format!("{refused:#}").contains("35"), "superseded, not {refused:#}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_is_read_at_its_own_home_while_the_readers_is_away() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let credential = cluster.enrol("dora@us/phone", "us/us-1").await?;
+    let dora = cluster.connect(credential, "eu/eu-2").await?;
+    let stranger = cluster.connect(cluster.enrol("eve@us/phone", "us/us-1").await?, "eu/eu-2").await?;
+    let member = |user: &str| Member { user: user.parse().unwrap(), role: Role::Member };
+    let (chat, created) = alice.create_group(Title::parse("walks")?, vec![member("dora@us")])?;
+    alice.wait_for(created, MessageState::Sent, PATIENCE).await?;
+    send(&alice, &chat, 0..10, MessageState::Sent).await?;
+    cluster.down("us/us-1").await;
+    let read = Request::History(History { chat: chat.clone(), range: Range::Before(None), limit: 100 });
+    let Reply::HistoryPage(page) = dora.ask(&read).await? else { bail!("no page") };
+    ensure!(page.entries.len() == 11, "{} entries", page.entries.len());
+    let Reply::Refused(refusal) = stranger.ask(&read).await? else { bail!("a stranger reads") };
+    ensure!(refusal.code == Code::NotParticipant, "{refusal}");
+    let list = Request::ListChats(ListChats { after: None, limit: 10 });
+    let Reply::Refused(refusal) = dora.ask(&list).await? else { bail!("a list without a home") };
+    ensure!(refusal.code == Code::Unavailable && refusal.retry_after().is_some(), "{refusal}");
     Ok(())
 }

@@ -67,6 +67,14 @@ impl Track {
         Self::Behind { from, pushed: None, latest: None }
     }
 
+    /// The first entry that was not taken.
+    pub fn first(&self) -> Seq {
+        match self {
+            Self::Live { open, .. } => open.first,
+            Self::Behind { from, .. } => *from,
+        }
+    }
+
     /// The device has taken everything up to `up_to`, which the caller has clamped to the chat's head.
     pub fn acknowledge(&mut self, up_to: Seq, now_millis: u64) -> Progress {
         match self {

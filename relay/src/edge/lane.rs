@@ -7,14 +7,14 @@
 use super::forward::forward;
 use super::{Edge, Session};
 use crate::outbox::Tell;
-use crate::peers::LinkError;
 use crate::peers::frame::PeerAsk;
+use crate::peers::{LinkError, PeerLink};
 use crate::quic::{Connection, Gone, LaneIn, LaneOut};
 use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
 use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Hello, Reply, Request, Welcome};
+use godwit_wire::frame::{Hello, History, Reply, Request, Welcome};
 use godwit_wire::{ChatId, Code, Refusal};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -356,7 +356,11 @@ async fn answer(edge: &Edge, session: &Session, request: Request) -> Reply {
 
 async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<Reply, Refusal> {
     let home = session.sender.device.home();
-    match (request, edge.router.route(&home)) {
+    let mut route = edge.router.route(&home);
+    if let (Route::Away, Some(chat)) = (&route, reads(&request)) {
+        route = edge.router.route(chat.home());
+    }
+    match (request, route) {
         (Request::Hello(_), _) => Ok(Reply::Welcome(welcome(edge, session))),
         (Request::Ack(acks), Route::Here(owner)) => {
             owner.fanout.acknowledged(session.link.clone(), acks).await;
@@ -367,11 +371,22 @@ async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<
             Ok(Reply::Done)
         }
         (request, Route::Here(owner)) => owner.answer(&session.sender, request).await,
-        (request, Route::There(peer)) => {
-            session.show(&peer).await?;
-            let ask = PeerAsk::Device { device: session.sender.device.clone(), request };
-            peer.ask_one(&ask).await.map_err(LinkError::refusal)
-        }
+        (request, Route::There(peer)) => ask(session, &peer, request).await,
         (_, Route::Away | Route::Nowhere) => Err(away(&home)),
     }
+}
+
+/// The chat that a request reads, which can be read at the chat's own home too.
+fn reads(request: &Request) -> Option<&ChatId> {
+    match request {
+        Request::History(History { chat, .. }) | Request::GetChat { chat } => Some(chat),
+        _ => None,
+    }
+}
+
+/// At the relay that decides, which is shown the device's ticket.
+async fn ask(session: &Session, peer: &Arc<PeerLink>, request: Request) -> Result<Reply, Refusal> {
+    session.show(peer).await?;
+    let ask = PeerAsk::Device { device: session.sender.device.clone(), request };
+    peer.ask_one(&ask).await.map_err(LinkError::refusal)
 }

@@ -4,10 +4,10 @@
 
 use super::chat::Floors;
 use super::drain::PageRead;
-use super::{Report, Worker};
+use super::{Report, Worker, entry_event, event_frame};
 use crate::edge::Link;
 use crate::peers::frame::PeerFrame;
-use crate::store::{RegionRun, Watermark};
+use crate::store::{PageLimit, RegionRun, Unsettled, Watermark};
 use bytes::Bytes;
 use godwit_core::Entry;
 use godwit_core::entry::encode_record;
@@ -15,6 +15,9 @@ use godwit_core::inbox::Track;
 use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Of a chat, what is given to users whose home went away; what comes later finds its way by the gap it leaves.
+const UNTAKEN: PageLimit = PageLimit { entries: 512, bytes: 1 << 20 };
 
 /// Something about a chat that another region was told.
 #[derive(Debug)]
@@ -154,6 +157,31 @@ impl Worker {
         match telling {
             Telling::Marks(marks) => fan.told_marks(&region, if taken { &marks } else { &[] }),
             Telling::Floors(floors) => fan.told_floors(&region, taken.then_some(floors)),
+        }
+    }
+
+    /// A region went away: what it has not taken is read, to be given to its users wherever they are.
+    pub(super) fn serve_users_of(&self, region: &DeviceId) {
+        let Some(state) = self.devices.get(region).filter(|_| self.cluster.is_some()) else { return };
+        for (chat, track) in state.tracks() {
+            let (first, chat) = (track.first(), chat.clone());
+            let (store, report) = (self.store.clone(), self.report.clone());
+            tokio::spawn(async move {
+                let untaken = store.read(move |store| store.with_recipients(&chat, first, UNTAKEN)).await;
+                match untaken {
+                    // Nobody hears it if the relay is stopping.
+                    Ok(untaken) => drop(report.send(Report::Untaken(untaken))),
+                    Err(error) => tracing::warn!(%error, "a log cannot be read"),
+                }
+            });
+        }
+    }
+
+    pub(super) fn push_untaken(&self, untaken: &Unsettled) {
+        for (entry, recipients) in &untaken.entries {
+            let abroad = abroad(&self.region, &untaken.chat, recipients);
+            let event = || event_frame(&entry_event(&untaken.chat, entry));
+            self.push_directly(&untaken.chat, entry, recipients, &abroad, event);
         }
     }
 

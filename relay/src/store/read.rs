@@ -292,6 +292,12 @@ impl Snapshot {
         let key = Key::new().chat(chat).bytes();
         let cursor: CursorRow = self.table(CURSORS)?.record(&key)?.unwrap_or_default();
         let first = cursor.settled.map_or(Seq::FIRST, Seq::next).max(from.unwrap_or(Seq::FIRST));
+        self.with_recipients(chat, first, limit)
+    }
+
+    /// The entries of `chat` from `first` on, with the recipients of each.
+    pub(crate) fn with_recipients(&self, chat: &ChatId, first: Seq, limit: PageLimit) -> Result<Unsettled, StoreError> {
+        let key = Key::new().chat(chat).bytes();
         let log = self.table(LOG)?;
         let (start, (_, end)) = (keys::log(chat, first), Key::new().chat(chat).prefix());
         let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };

@@ -1,6 +1,7 @@
 //! The `godwit` command: runs relays, makes certificates, looks after stores, and shows what it all does.
 
 mod certs;
+mod child;
 mod demo;
 mod dev;
 mod fault;
@@ -27,7 +28,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Shows a relay and its clients at work, crash included, in a temporary folder.
+    /// Shows relays and their clients at work, crashes included, in a temporary folder: first one relay, then three in
+    /// two regions.
     Demo,
     /// Runs one relay for development, with its own authority, until Ctrl-C.
     Dev(dev::Args),

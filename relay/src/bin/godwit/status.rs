@@ -6,15 +6,11 @@ use godwit_relay::cluster::report::{MemberReport, Report};
 use std::time::Duration;
 
 pub(crate) fn run(admin: &str, json: bool) -> Result<(), Fault> {
-    let unreachable = |error: ureq::Error| Fault::new(UNREACHABLE, anyhow!("admin {admin}: {error}"));
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build();
-    let agent: ureq::Agent = config.into();
-    let mut response = agent.get(format!("http://{admin}/cluster")).call().map_err(unreachable)?;
-    let text = response.body_mut().read_to_string().map_err(unreachable)?;
+    let text = ask(admin)?;
     if json {
         return print(text.trim_end());
     }
-    let report: Report = serde_json::from_str(&text).map_err(anyhow::Error::from)?;
+    let report = parse(&text)?;
     print(&format!(
         "{}: {} relays, {} claims of its own, {} of others, {} requests in its outbox",
         report.relay,
@@ -27,6 +23,23 @@ pub(crate) fn run(admin: &str, json: bool) -> Result<(), Fault> {
         print(&line(member, member.relay == report.relay))?;
     }
     Ok(())
+}
+
+/// The cluster as the relay with this admin address knows it.
+pub(crate) fn report(admin: &str) -> Result<Report, Fault> {
+    parse(&ask(admin)?)
+}
+
+fn parse(text: &str) -> Result<Report, Fault> {
+    Ok(serde_json::from_str(text).map_err(anyhow::Error::from)?)
+}
+
+fn ask(admin: &str) -> Result<String, Fault> {
+    let unreachable = |error: ureq::Error| Fault::new(UNREACHABLE, anyhow!("admin {admin}: {error}"));
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build();
+    let agent: ureq::Agent = config.into();
+    let mut response = agent.get(format!("http://{admin}/cluster")).call().map_err(unreachable)?;
+    response.body_mut().read_to_string().map_err(unreachable)
 }
 
 fn line(member: &MemberReport, own: bool) -> String {

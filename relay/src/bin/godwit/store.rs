@@ -52,6 +52,11 @@ pub(crate) fn run(verb: Verb) -> Result<(), Fault> {
 
 /// Posts to a relay's admin port and prints what it answers.
 pub(crate) fn post(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<(), Fault> {
+    print(&ask(admin, path, query)?)
+}
+
+/// Posts to a relay's admin port. Gives its answer.
+pub(crate) fn ask(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<String, Fault> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(Duration::from_secs(5)))
@@ -62,7 +67,7 @@ pub(crate) fn post(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<()
     let mut response = request.send_empty().map_err(unreachable)?;
     let text = response.body_mut().read_to_string().map_err(unreachable)?;
     if response.status().is_success() {
-        print(text.trim_end())
+        Ok(text.trim_end().to_owned())
     } else {
         let code = if response.status() == 408 { UNREACHABLE } else { REFUSED };
         Err(Fault::new(code, anyhow::anyhow!("{}", text.trim())))

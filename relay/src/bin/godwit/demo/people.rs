@@ -1,7 +1,7 @@
 //! The demo's devices, and what each of them must receive.
 
 use super::{PATIENCE, home};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
 use godwit_client::{ChatId, Client, ClientOptions, EnrolOptions, Event, Seq, UserId};
 use godwit_wire::Clock;
@@ -26,14 +26,20 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Device {
-    pub(super) async fn enrol(folder: &Path, region: &str, user: &str, device: &str, relay: String) -> Result<Self> {
+    pub(super) async fn enrol(
+        folder: &Path,
+        region: &str,
+        user: &str,
+        device: &str,
+        relays: Vec<String>,
+    ) -> Result<Self> {
         let authority = AuthorityDir::new(folder.join("relay").join("certs"));
         let user: UserId = format!("{user}@{region}").parse()?;
         let id = user.device(device)?;
         let token = authority.token(&id, Duration::from_mins(1), Clock::system().now())?;
         let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
         let home = home(folder, id.as_str());
-        let options = EnrolOptions { home: home.clone(), relays: vec![relay], authority_pem, token };
+        let options = EnrolOptions { home: home.clone(), relays, authority_pem, token };
         godwit_client::enrol(options).await.with_context(|| format!("enrol {id}"))?;
         let device = Self { name: id.to_string(), user, home, client: Mutex::new(None), received: Arc::default() };
         device.go_online()?;
@@ -88,6 +94,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Other devices come on, under names that may be the same.
+    pub(super) fn next_act(&mut self) {
+        self.expected.clear();
+    }
+
     /// `count` messages were sent to `chat` and must arrive at `devices`.
     pub(super) fn expect(&mut self, chat: &ChatId, count: u64, devices: &[&Device]) {
         self.messages += count;
@@ -146,4 +157,17 @@ impl Tally {
         let Self { messages, lost, doubled, unordered, .. } = self;
         format!("{messages} messages, {lost} lost, {doubled} doubled, {unordered} out of order")
     }
+}
+
+/// Every device must show the same entries of a chat, from the first to this one.
+pub(super) async fn same_history(devices: &[&Device], chat: &ChatId, limit: usize) -> Result<()> {
+    let mut shown = Vec::new();
+    for device in devices {
+        let history = device.client().history(chat, None, limit).await?;
+        ensure!(history.len() == limit, "{} sees {} of {limit} entries", device.name, history.len());
+        ensure!(history.iter().zip(1..).all(|(entry, n)| entry.seq.get() == n), "{} sees gaps", device.name);
+        shown.push(history.iter().map(|entry| (entry.seq, entry.from.clone())).collect::<Vec<_>>());
+    }
+    ensure!(shown.windows(2).all(|pair| pair[0] == pair[1]), "histories differ");
+    Ok(())
 }

@@ -1,24 +1,21 @@
 //! A cluster on this machine: relays as child processes, with one authority.
 
 use super::{Args, certificates, introduce};
+use crate::child::{Place, RelayChild};
 use crate::fault::{Fault, print, say};
 use anyhow::{Context, anyhow};
 use godwit_certs::folder::AuthorityDir;
 use godwit_wire::{RegionId, RelayId};
 use std::net::SocketAddr;
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long a relay may take to be ready, and to stop.
+/// How long a relay may take to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Member {
     id: RelayId,
-    quic: String,
-    child: Child,
+    relay: RelayChild,
 }
 
 /// The address for the relay with this place in the order.
@@ -51,37 +48,18 @@ pub(super) async fn run(args: &Args, authority: &AuthorityDir) -> Result<(), Fau
     let mut members: Vec<Member> = Vec::new();
     for (place, (id, role)) in (0..).zip(names(&regions, args.relays)) {
         let certs = certificates(authority, &id)?;
-        let join: Vec<&str> = members.iter().map(|member| member.quic.as_str()).collect();
-        let mut command = Command::new(std::env::current_exe().map_err(anyhow::Error::from)?);
-        command
-            .arg("relay")
-            .args(["--listen", &address(args.listen, place)?.to_string()])
-            .args(["--admin", &address(args.admin, place)?.to_string()])
-            .arg("--certs")
-            .arg(certs.path())
-            .arg("--data")
-            .arg(args.data.join(id.name()))
-            .env("GODWIT_CLUSTER__ROLE", role)
-            .env("GODWIT_CLUSTER__NETWORK", "lan")
-            .env("GODWIT_CLUSTER__JOIN", join.join(","))
-            .env("GODWIT_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()))
-            // Ctrl-C is for this process, which ends the relays in order.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command.spawn().map_err(anyhow::Error::from)?;
-        let out = child.stdout.take().context("a relay's standard output")?;
-        let mut lines = BufReader::new(out).lines();
-        let ready = tokio::time::timeout(PATIENCE, lines.next_line()).await;
-        let ready = ready.with_context(|| format!("{id} is not ready"))?.map_err(anyhow::Error::from)?;
-        let ready = ready.with_context(|| format!("{id} ended before it was ready"))?;
-        let quic = ready.split(' ').find_map(|word| word.strip_prefix("quic="));
-        let quic = quic.with_context(|| format!("{id} is ready without an address: {ready}"))?.to_owned();
-        print(&ready)?;
-        members.push(Member { id, quic, child });
+        let (listen, admin) = (address(args.listen, place)?.to_string(), address(args.admin, place)?.to_string());
+        let (certs, data) = (certs.path(), args.data.as_path());
+        let join: Vec<&str> = members.iter().map(|member| member.relay.quic.as_str()).collect();
+        let place = Place { id: &id, role, listen: &listen, admin: &admin, certs, data, join: &join };
+        let mut command = place.command()?;
+        // Ctrl-C is for this process, which ends the relays in order.
+        command.process_group(0);
+        let relay = RelayChild::start(command).await.with_context(|| id.to_string())?;
+        print(&relay.ready)?;
+        members.push(Member { id, relay });
     }
-    let at = |member: &Member| (member.id.region(), member.quic.clone());
+    let at = |member: &Member| (member.id.region(), member.relay.quic.clone());
     let (first, last) = (members.first().context("a relay")?, members.last().context("a relay")?);
     let bob = members.iter().find(|member| member.id.region() != first.id.region()).unwrap_or(last);
     introduce(authority, &authority.root_certificate_path(), &at(first), &at(bob))?;
@@ -97,7 +75,7 @@ pub(super) async fn run(args: &Args, authority: &AuthorityDir) -> Result<(), Fau
 /// One that was killed is missed by the others only.
 async fn all_ended(members: &mut [Member]) {
     for member in members {
-        match member.child.wait().await {
+        match member.relay.child.wait().await {
             Ok(status) => say(&format!("{} ended: {status}", member.id)),
             Err(error) => say(&format!("{}: {error}", member.id)),
         }
@@ -109,14 +87,14 @@ async fn stop(members: Vec<Member>) {
     for member in &members {
         // All go: there is nobody to hand devices over to, as SIGTERM would.
         if let Some(pid) =
-            member.child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
+            member.relay.child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
         {
             // It may have ended by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
     }
     for member in &mut members {
-        if tokio::time::timeout(PATIENCE, member.child.wait()).await.is_err() {
+        if tokio::time::timeout(PATIENCE, member.relay.child.wait()).await.is_err() {
             say(&format!("{} does not stop, and is killed", member.id));
         }
     }

@@ -1,0 +1,119 @@
+//! The demo's first act: one relay, killed in the middle.
+
+use super::people::{Device, Tally, same_history};
+use super::{PATIENCE, Step, log};
+use crate::child::{RelayChild, again};
+use anyhow::{Context, Result};
+use godwit_client::{Change, Content, Member, MessageState, Role, Title};
+use std::path::Path;
+use std::time::Duration;
+
+const REGION: &str = "eu";
+const OFFLINE_MESSAGES: u64 = 100;
+const CRASH_MESSAGES: u64 = 300;
+
+async fn start(folder: &Path, listen: &str) -> Result<RelayChild> {
+    let mut command = again()?;
+    command.args(["dev", "--listen", listen, "--admin", "127.0.0.1:0", "--region", REGION, "--data"]);
+    command.arg(folder.join("relay")).stderr(log(folder)?);
+    RelayChild::start(command).await
+}
+
+pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
+    let step = Step::begin();
+    let mut relay = start(folder, "127.0.0.1:0").await?;
+    step.done(format!("a relay with its own authority and an empty store, at {}", relay.quic));
+
+    let step = Step::begin();
+    let enrol = |name: &'static str, device: &'static str| {
+        Device::enrol(folder, REGION, name, device, vec![relay.quic.clone()])
+    };
+    let phone = enrol("alice", "phone").await?;
+    let laptop = enrol("alice", "laptop").await?;
+    let bob = enrol("bob", "phone").await?;
+    let carol = enrol("carol", "phone").await?;
+    step.done("alice (phone, laptop), bob and carol enrolled with one-time tokens");
+
+    let step = Step::begin();
+    let (chat, created) = phone.client().direct(bob.user.clone())?;
+    if let Some(created) = created {
+        phone.client().wait_for(created, MessageState::Sent, PATIENCE).await?;
+    }
+    step.done("a direct chat of alice and bob");
+
+    let step = Step::begin();
+    phone.client().send(&chat, Content::text("hello bob"))?;
+    tally.expect(&chat, 1, &[&laptop, &bob]);
+    tally.settle(&[&laptop, &bob]).await?;
+    step.done("alice's message is on bob's phone and on her own laptop");
+
+    let step = Step::begin();
+    bob.client().send(&chat, Content::text("hello alice"))?;
+    tally.expect(&chat, 1, &[&phone, &laptop]);
+    tally.settle(&[&phone, &laptop]).await?;
+    step.done("bob's answer is on both of alice's devices");
+
+    let step = Step::begin();
+    let members = [&bob, &carol].map(|device| Member { user: device.user.clone(), role: Role::Member });
+    let (group, created) = phone.client().create_group(Title::parse("walks")?, members.to_vec())?;
+    phone.client().wait_for(created, MessageState::Sent, PATIENCE).await?;
+    phone.client().send(&group, Content::text("who comes along?"))?;
+    tally.expect(&group, 1, &[&laptop, &bob, &carol]);
+    tally.settle(&[&laptop, &bob, &carol]).await?;
+    step.done("a group of three, and its first message everywhere");
+
+    let step = Step::begin();
+    carol.go_offline().await;
+    for n in 1..=OFFLINE_MESSAGES {
+        bob.client().send(&group, Content::text(format!("while carol is away, {n}")))?;
+    }
+    tally.expect(&group, OFFLINE_MESSAGES, &[&phone, &laptop, &carol]);
+    tally.settle(&[&phone, &laptop]).await?;
+    step.done(format!("carol offline; {OFFLINE_MESSAGES} messages reach everybody else"));
+
+    let step = Step::begin();
+    carol.go_online()?;
+    tally.settle(&[&carol]).await?;
+    step.done(format!("carol is back and has all {OFFLINE_MESSAGES}, in order"));
+
+    let step = Step::begin();
+    let before = bob.received(&group);
+    for n in 1..=CRASH_MESSAGES {
+        phone.client().send(&group, Content::text(format!("across the crash, {n}")))?;
+    }
+    tally.expect(&group, CRASH_MESSAGES, &[&laptop, &bob, &carol]);
+    // In the middle: some have arrived, most have not.
+    let in_the_middle = async {
+        while bob.received(&group) == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, in_the_middle).await.context("no message arrives")?;
+    relay.kill().await?;
+    step.done("kill -9 of the relay in the middle of sending");
+
+    let step = Step::begin();
+    let mut relay = start(folder, &relay.quic).await?;
+    step.done("the relay is back on its store");
+
+    let step = Step::begin();
+    tally.settle(&[&laptop, &bob, &carol]).await?;
+    step.done(format!("all {CRASH_MESSAGES} are with everybody, each once and in order"));
+
+    let step = Step::begin();
+    let change = Change::Title(Title::parse("long walks")?);
+    let renamed = phone.client().update_chat(&group, change)?;
+    let last = phone.client().wait_for(renamed, MessageState::Delivered, PATIENCE).await?;
+    step.done("the group has a new title, and every participant has it");
+
+    let step = Step::begin();
+    let devices = [&phone, &laptop, &bob, &carol];
+    let seq = last.seq.context("a delivered change has a seq")?;
+    same_history(&devices, &group, usize::try_from(seq.get())?).await?;
+    step.done(format!("history: the same {seq} entries on all four devices"));
+
+    for device in devices {
+        device.go_offline().await;
+    }
+    relay.kill().await
+}
