@@ -8,5 +8,6 @@ mod door;
 mod full_disk;
 mod handover;
 mod herd;
+mod partition;
 mod sessions;
 mod store;

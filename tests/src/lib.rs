@@ -3,6 +3,7 @@
 //!
 //! - [`disk`]: a disk that fails
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
+//! - [`netns`]: networks that can be cut
 //! - [`process`]: the real commands as child processes
 //! - [`cluster`]: several relays in this process
 //! - [`processes`]: a cluster of such
@@ -12,6 +13,7 @@
 pub mod cluster;
 pub mod disk;
 pub mod lab;
+pub mod netns;
 pub mod process;
 pub mod processes;
 pub mod talk;
