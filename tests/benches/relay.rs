@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo bench --package godwit-tests --bench relay -- chat --window 64
+//! cargo bench --package godwit-tests --bench relay -- chat --window 1 --edge    # senders one hop away
 //! cargo bench --package godwit-tests --bench relay -- drain
 //! ```
 
@@ -16,11 +17,12 @@ use godwit_tests::process::{self, RelayProcess, commands};
 use godwit_tests::wire::{self, Wire, create_direct, message, stamp};
 use godwit_wire::codec::{self, Decoded, FrameReader};
 use godwit_wire::frame::{Ack, Event, Reply, Request};
-use godwit_wire::{ChatId, Clock, DeviceId, Seq};
+use godwit_wire::{ChatId, Clock, DeviceId, Seq, UnixMillis};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -49,6 +51,9 @@ enum Scenario {
         warm: f64,
         #[arg(long, default_value_t = 4.0)]
         secs: f64,
+        /// Senders are connected at an edge, receivers at the store beside it.
+        #[arg(long)]
+        edge: bool,
     },
     /// A backlog for a device that is away, then the time until it has all of it.
     Drain {
@@ -63,9 +68,9 @@ fn main() -> Result<()> {
     let scenario = args.scenario.unwrap_or(Scenario::Drain { count: 10_000 });
     runtime.block_on(async {
         let row = match scenario {
-            Scenario::Chat { pairs, window, body, warm, secs } => {
+            Scenario::Chat { pairs, window, body, warm, secs, edge } => {
                 let times = (Duration::from_secs_f64(warm), Duration::from_secs_f64(secs));
-                chat(pairs, window, body, times).await?
+                chat(pairs, window, body, times, edge).await?
             }
             Scenario::Drain { count } => drain(count).await?,
         };
@@ -75,8 +80,10 @@ fn main() -> Result<()> {
 }
 
 struct Place {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     relay: RelayProcess,
+    /// Beside it.
+    edge: Option<RelayProcess>,
     authority: AuthorityDir,
     root: CertificateDer<'static>,
     address: SocketAddr,
@@ -89,22 +96,26 @@ impl Place {
         let authority = AuthorityDir::new(folder.path().join("certs"));
         let now = Clock::system().now();
         authority.init(&"eu".parse()?, now)?;
-        let certs = authority.relay(&"eu/eu-1".parse()?, now)?;
-        let config = folder.path().join("relay.toml");
-        let text = format!(
-            "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = \"{}\"\ndata = \"{}\"\n[limits]\n\
-             sends_per_second = 1000000\nsends_burst = 1000000\nbytes_per_second = \"1 GiB\"\nbytes_burst = \"1 GiB\"\n\
-             requests_per_second = 1000000\nrequests_burst = 1000000\n",
-            certs.path().display(),
-            folder.path().join("data").display(),
-        );
-        std::fs::write(&config, text)?;
-        let mut command = tokio::process::Command::new(commands().join("godwit"));
-        command.arg("relay").arg("--config").arg(&config);
-        let relay = RelayProcess::spawn(command).await?;
+        let relay = start(folder.path(), &authority, "eu-1", now, "role = \"store\"").await?;
         let root = read_certificate(&authority.root_certificate_path())?;
         let address = relay.quic.parse()?;
-        Ok(Self { _folder: folder, relay, authority, root, address })
+        Ok(Self { folder, relay, edge: None, authority, root, address })
+    }
+
+    /// Starts an edge beside the relay, and waits until they know each other.
+    async fn with_edge(mut self) -> Result<Self> {
+        let cluster = format!("role = \"edge\"\nnetwork = \"lan\"\njoin = [\"{}\"]", self.relay.quic);
+        let now = Clock::system().now();
+        let edge = start(self.folder.path(), &self.authority, "eu-2", now, &cluster).await?;
+        let linked = async {
+            while !process::get(&edge.admin, "/metrics")?.contains("link_round_trip_seconds{relay=\"eu/eu-1\"}") {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(30), linked).await.context("the edge finds no store")??;
+        self.edge = Some(edge);
+        Ok(self)
     }
 
     async fn enrol(&self, device: &DeviceId) -> Result<Credential> {
@@ -118,12 +129,19 @@ impl Place {
         Wire::connect(self.address, &self.root, credential).await
     }
 
+    /// At the edge, if there is one.
     async fn session(&self, device: &str) -> Result<Wire> {
-        self.connect(self.enrol(&device.parse()?).await?).await
+        let credential = self.enrol(&device.parse()?).await?;
+        let at = self.edge.as_ref().map_or(Ok(self.address), |edge| edge.quic.parse())?;
+        Wire::connect(at, &self.root, credential).await
     }
 
     fn server_cpu(&self) -> f64 {
-        self.relay.id().map_or(0.0, |id| cpu_seconds(&format!("/proc/{id}/stat")))
+        process_cpu(&self.relay)
+    }
+
+    fn edge_cpu(&self) -> f64 {
+        self.edge.as_ref().map_or(0.0, process_cpu)
     }
 
     fn server_memory_mib(&self) -> f64 {
@@ -139,6 +157,33 @@ impl Place {
         let text = tokio::task::spawn_blocking(move || process::get(&admin, "/metrics")).await??;
         wire::metric(&text, name).with_context(|| format!("no metric {name}"))
     }
+}
+
+/// Starts a relay whose limits are out of the way.
+async fn start(
+    folder: &Path,
+    authority: &AuthorityDir,
+    name: &str,
+    now: UnixMillis,
+    cluster: &str,
+) -> Result<RelayProcess> {
+    let certs = authority.relay(&format!("eu/{name}").parse()?, now)?;
+    let config = folder.join(format!("{name}.toml"));
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = \"{}\"\ndata = \"{}\"\n[limits]\n\
+         sends_per_second = 1000000\nsends_burst = 1000000\nbytes_per_second = \"1 GiB\"\nbytes_burst = \"1 GiB\"\n\
+         requests_per_second = 1000000\nrequests_burst = 1000000\n[cluster]\n{cluster}\n",
+        certs.path().display(),
+        folder.join(name).display(),
+    );
+    std::fs::write(&config, text)?;
+    let mut command = tokio::process::Command::new(commands().join("godwit"));
+    command.arg("relay").arg("--config").arg(&config);
+    RelayProcess::spawn(command).await
+}
+
+fn process_cpu(relay: &RelayProcess) -> f64 {
+    relay.id().map_or(0.0, |id| cpu_seconds(&format!("/proc/{id}/stat")))
 }
 
 /// User and system time from a `stat` file of `/proc`, in seconds (100 ticks each, as Linux has it everywhere).
@@ -238,8 +283,15 @@ async fn drive(flow: Flow, window: u64, body: usize, run: Arc<Run>) -> Result<Ve
     }
 }
 
-async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, Duration)) -> Result<serde_json::Value> {
+async fn chat(
+    pairs: usize,
+    window: u64,
+    body: usize,
+    (warm, time): (Duration, Duration),
+    edge: bool,
+) -> Result<serde_json::Value> {
     let place = Place::new().await?;
+    let place = if edge { place.with_edge().await? } else { place };
     let run = Arc::new(Run::default());
     let mut flows = JoinSet::new();
     for i in 0..pairs {
@@ -257,6 +309,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
     }
     tokio::time::sleep(warm).await;
     let (begun, cpu, own) = (Instant::now(), place.server_cpu(), cpu_seconds("/proc/self/stat"));
+    let edge_cpu = place.edge_cpu();
     let counts = async |name| place.metric(name).await;
     let (commits, sends) = (counts("godwit_commits_total").await?, counts("godwit_sends_total").await?);
     let memory = place.server_memory_mib();
@@ -265,6 +318,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
     run.measuring.store(false, Ordering::Relaxed);
     let elapsed = begun.elapsed().as_secs_f64();
     let (cpu, own) = (place.server_cpu() - cpu, cpu_seconds("/proc/self/stat") - own);
+    let edge_cpu = place.edge_cpu() - edge_cpu;
     let (commits, sends) =
         (counts("godwit_commits_total").await? - commits, counts("godwit_sends_total").await? - sends);
     let memory = [memory, place.server_memory_mib()].map(f64::round);
@@ -285,6 +339,7 @@ async fn chat(pairs: usize, window: u64, body: usize, (warm, time): (Duration, D
         "delivery_p50_us": quantile(50), "delivery_p99_us": quantile(99),
         "batch": round(sends / commits), "commits_per_s": (commits / elapsed).round(),
         "server_cpu_s_per_1k": round(cpu / delivered * 1000.0),
+        "edge_cpu_s_per_1k": round(edge_cpu / delivered * 1000.0),
         "server_cores": round(cpu / elapsed), "client_cores": round(own / elapsed),
         "server_rss_mib_from_to": memory,
         "inbox_rows": inbox_rows,
