@@ -8,7 +8,7 @@ use crate::error::Error;
 use bytes::Bytes;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::{Address, Event, Hello, Options, Reply, Request, Welcome};
-use godwit_wire::{ChatId, Code, Refusal, Ticket};
+use godwit_wire::{ChatId, Code, Refusal};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -91,16 +91,13 @@ pub(crate) enum Started {
 }
 
 impl Session {
-    /// Says hello on a fresh connection, with a ticket for the relay; `sent_here` by another one.
+    /// Says hello on a fresh connection.
     ///
     /// # Errors
     /// [`Error::Refused`] with the relay's reason if the device is not let in.
-    pub(crate) async fn start(connection: Connection, ticket: &Ticket, sent_here: bool) -> Result<Started, Error> {
-        let options = Options::with_ticket(ticket);
-        let hello = Request::Hello(Hello {
-            client: concat!("godwit-client ", env!("CARGO_PKG_VERSION")).to_owned(),
-            options: if sent_here { options.sent_here() } else { options },
-        });
+    pub(crate) async fn start(connection: Connection, options: Options) -> Result<Started, Error> {
+        let client = concat!("godwit-client ", env!("CARGO_PKG_VERSION")).to_owned();
+        let hello = Request::Hello(Hello { client, options });
         let address = connection.remote_address();
         let reply = one_shot(&connection, &hello).await;
         let welcome = match reply {

@@ -161,12 +161,16 @@ impl Store {
         Ok(())
     }
 
-    /// Notes the generation of the home's store. True if it is another than before.
-    pub(crate) fn set_generation(&self, generation: u64) -> Result<bool, Error> {
-        let generation = i64::from_ne_bytes(generation.to_ne_bytes());
-        let before: Option<i64> = self.db.query_row("SELECT generation FROM device", [], |row| row.get(0))?;
-        self.db.execute("UPDATE device SET generation = ?1", [generation])?;
-        Ok(before.is_some_and(|before| before != generation))
+    /// Notes the generation of the home's store, with which everything here was compared.
+    pub(crate) fn set_generation(&self, generation: u64) -> Result<(), Error> {
+        self.db.execute("UPDATE device SET generation = ?1", [generation.cast_signed()])?;
+        Ok(())
+    }
+
+    /// The generation of the home's store, as it was seen last.
+    pub(crate) fn generation(&self) -> Result<Option<u64>, Error> {
+        let generation: Option<i64> = self.db.query_row("SELECT generation FROM device", [], |row| row.get(0))?;
+        Ok(generation.map(i64::cast_unsigned))
     }
 
     /// Events after `after` that the app has not acknowledged, in order.

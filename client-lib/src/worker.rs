@@ -204,8 +204,15 @@ impl Worker {
         let Joined { session, welcome, incoming, address } = joined;
         let round_trip = session.connection().rtt();
         self.inner.store().joined_relay(&address, round_trip, &addresses(&welcome.relays))?;
-        let another = welcome.store_generation != Welcome::UNKNOWN_GENERATION
-            && self.inner.store().set_generation(welcome.store_generation)?;
+        let another = {
+            let store = self.inner.store();
+            let seen = store.generation()?;
+            if seen.is_none() && welcome.store_generation != Welcome::UNKNOWN_GENERATION {
+                store.set_generation(welcome.store_generation)?;
+            }
+            welcome.store_generation != Welcome::UNKNOWN_GENERATION
+                && seen.is_some_and(|seen| seen != welcome.store_generation)
+        };
         if another {
             tracing::warn!("the home's store was restored from a backup; comparing everything");
             self.compared = false;

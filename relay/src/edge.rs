@@ -138,6 +138,8 @@ pub(crate) struct Session {
     remote: Remote,
     /// Of the home's store, where it could be asked.
     generation: OnceLock<u64>,
+    /// The same, as the device saw it last.
+    seen_generation: Option<u64>,
 }
 
 impl Session {

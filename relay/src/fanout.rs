@@ -44,6 +44,7 @@ use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
 use pushes::Pushes;
+pub(crate) use recover::another_past;
 use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
@@ -121,6 +122,8 @@ enum Input {
         chat: ChatId,
         marks: Vec<(UserId, Watermark)>,
     },
+    /// The store has another generation now.
+    Restored,
     /// How far everybody got in a chat whose home is another region.
     Floors {
         chat: ChatId,
@@ -179,6 +182,10 @@ impl Fanout {
 
     pub(crate) async fn lacks(&self, link: Arc<Link>, chat: ChatId, have: Option<Seq>) {
         let _ = self.inputs.send(Input::Lacks { link, chat, have }).await;
+    }
+
+    pub(crate) async fn restored(&self) {
+        let _ = self.inputs.send(Input::Restored).await;
     }
 
     pub(crate) async fn reached(&self, region: RegionId, chat: ChatId, marks: Vec<(UserId, Watermark)>) {
@@ -325,6 +332,7 @@ impl Worker {
             match event {
                 Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
                 Committed::Revoked { revocation } => self.revoked(&revocation),
+                Committed::Dropped { chats } => self.dropped(&chats),
                 // These forget users; entries of theirs may follow.
                 Committed::Enrolled { device, enrolment } => {
                     self.enrolled(device, enrolment).await;
@@ -473,6 +481,7 @@ impl Worker {
             }
             Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
             Input::Lacks { link, chat, have } => self.lacks(&link, &chat, have),
+            Input::Restored => self.ask_to_compare(),
             Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
             Input::Floors { chat, floors } => self.floors(&chat, floors),
         }

@@ -6,10 +6,12 @@
 //!
 //! - [`frame`]: what travels on links
 //! - [`link`]: one link: requests, notes, bounded queues
+//! - [`reunion`]: copies are compared after a store was restored
 //! - [`serve`]: what a peer asks of this relay
 
 pub(crate) mod frame;
 pub(crate) mod link;
+mod reunion;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 //!
 //! - [`chats`]: commands on a chat's log, and the states of chats in memory
 //! - [`replica`]: copies of other regions' chats, for the users of this one
+//! - [`restored`]: what is compared after a store was restored from a backup
 //! - [`delivery`]: inbox rows, watermarks, settled cursors
 //! - [`devices`]: enrolment, revocation
 //! - [`read`]: history, chat lists, what fan-out resumes from
@@ -18,6 +19,7 @@ pub mod file;
 mod keys;
 mod read;
 mod replica;
+mod restored;
 mod tables;
 mod writer;
 
@@ -34,12 +36,13 @@ use devices::{Enrol, NoteRevocations, Renewed, Revoke, Seen};
 use godwit_core::device::Revocation;
 use godwit_core::{Command, Entry, Outcome};
 use godwit_wire::frame::{HistoryPage, Range};
-use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, UnixMillis, UserId};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
 use redb::Database;
 use replica::Replicate;
+use restored::{DropCopies, NoteMet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -111,6 +114,10 @@ pub enum Committed {
     },
     Revoked {
         revocation: Revocation,
+    },
+    /// These copies of other regions' chats are gone, and come anew.
+    Dropped {
+        chats: Vec<ChatId>,
     },
     /// The file was opened anew after a fault: what was committed last may be more than was told.
     Reopened,
@@ -185,12 +192,12 @@ pub struct Store {
     shared: Arc<Shared>,
     in_flight: Arc<Semaphore>,
     in_flight_permits: u32,
-    generation: u64,
+    generation: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Store").field("generation", &self.generation()).finish_non_exhaustive()
     }
 }
 
@@ -216,7 +223,7 @@ impl Store {
         metrics: Metrics,
     ) -> Result<OpenStore, StoreError> {
         let database = opener()?;
-        let generation = file::generation(&database)?;
+        let generation = Arc::new(AtomicU64::new(file::generation(&database)?));
         let region = file::region(&database)?;
         let shared = Arc::new(Shared {
             commit_micros: AtomicU32::new(0),
@@ -251,7 +258,7 @@ impl Store {
 
     /// Changes when the store was restored from a backup.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// How long a commit took lately, its fsync included, in microseconds.
@@ -344,6 +351,19 @@ impl Store {
     /// Keeps what other regions told of devices of theirs.
     pub(crate) async fn note_revocations(&self, revocations: Vec<Revocation>) -> Result<(), Refusal> {
         self.write(NoteRevocations(revocations)).await
+    }
+
+    /// Drops copies that are not what their home has. Clients that connect from now on compare what they have.
+    pub(crate) async fn drop_copies(&self, chats: Vec<ChatId>) -> Result<(), Refusal> {
+        let generation = file::new_generation();
+        self.write(DropCopies { chats, generation }).await?;
+        self.generation.store(generation, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes that this store and the one of another region agree, in a form that only the caller reads.
+    pub(crate) async fn note_met(&self, region: RegionId, met: String) -> Result<(), Refusal> {
+        self.write(NoteMet { region, met }).await
     }
 
     pub async fn seen(&self, device: DeviceId) -> Result<(), Refusal> {

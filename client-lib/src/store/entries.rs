@@ -155,18 +155,40 @@ impl Store {
 
     /// The home's log was cut back to `head` by a restore: what was beyond it is not there any more, and what this
     /// device had sent there is sent again.
-    pub(crate) fn cut_back(&mut self, chat: &ChatId, head: Seq) -> Result<(), Error> {
-        let text = chat.to_string();
+    pub(crate) fn cut_back(&mut self, chat: &ChatId, head: Option<Seq>) -> Result<(), Error> {
+        let (text, head) = (chat.to_string(), head.map_or(0, |head| int(head.get())));
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        txn.execute("DELETE FROM entries WHERE chat = ?1 AND seq > ?2", params![text, int(head.get())])?;
-        txn.execute("DELETE FROM holes WHERE chat = ?1 AND last > ?2", params![text, int(head.get())])?;
-        txn.execute("UPDATE chats SET position = min(position, ?2) WHERE chat = ?1", params![text, int(head.get())])?;
+        // The app was told of these, and is not told again when they come under another seq.
+        txn.execute(
+            "INSERT OR IGNORE INTO seen (chat, id) SELECT chat, id FROM entries
+             WHERE chat = ?1 AND seq > ?2 AND seq <= (SELECT position FROM chats WHERE chat = ?1)",
+            params![text, head],
+        )?;
+        txn.execute("DELETE FROM entries WHERE chat = ?1 AND seq > ?2", params![text, head])?;
+        txn.execute("DELETE FROM holes WHERE chat = ?1 AND last > ?2", params![text, head])?;
+        txn.execute("UPDATE chats SET position = min(position, ?2) WHERE chat = ?1", params![text, head])?;
         txn.execute(
             "UPDATE outbox SET state = 0, seq = NULL, at = NULL WHERE chat = ?1 AND state = 2 AND seq > ?2
              AND length(request) > 0",
-            params![text, int(head.get())],
+            params![text, head],
         )?;
         Ok(txn.commit()?)
+    }
+
+    /// Entries of a chat up to `last`, ascending, with their ids.
+    pub(crate) fn entry_ids(&self, chat: &ChatId, last: Seq) -> Result<Vec<(Seq, MessageId)>, Error> {
+        let sql = "SELECT seq, id FROM entries WHERE chat = ?1 AND seq <= ?2 ORDER BY seq";
+        let mut query = self.db.prepare_cached(sql)?;
+        let rows = query.query_map(params![chat.to_string(), int(last.get())], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+        })?;
+        let mut ids = Vec::new();
+        for row in rows {
+            let (seq, id) = row?;
+            let id = uuid::Uuid::from_slice(&id).ok().map(MessageId);
+            ids.extend(seq_of(seq).zip(id));
+        }
+        Ok(ids)
     }
 
     /// Notes what the user has read on this device.

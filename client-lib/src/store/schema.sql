@@ -75,3 +75,8 @@ CREATE TABLE fetches (                -- history that another process on this ho
     count          INTEGER NOT NULL,
     outcome        BLOB               -- none while it is not done; a refusal, or empty
 ) STRICT;
+CREATE TABLE seen (                   -- entries that the app was told of before a restored store had them cut off
+    chat           TEXT NOT NULL,
+    id             BLOB NOT NULL,
+    PRIMARY KEY (chat, id)
+) STRICT, WITHOUT ROWID;

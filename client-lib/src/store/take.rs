@@ -66,6 +66,8 @@ struct Taking<'a> {
     orders: &'a mut Orders,
     own: &'a DeviceId,
     user: UserId,
+    /// Some entries that come were here before, under another seq.
+    any_seen: bool,
     taken: Taken,
 }
 
@@ -73,7 +75,8 @@ impl Store {
     /// Takes in what came, in one transaction. If that fails `orders` is emptied, to be read anew.
     pub(crate) fn take(&mut self, own: &DeviceId, orders: &mut Orders, items: Vec<Incoming>) -> Result<Taken, Error> {
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), taken: Taken::default() };
+        let any_seen = txn.prepare_cached("SELECT EXISTS (SELECT 1 FROM seen)")?.query_row([], |row| row.get(0))?;
+        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), any_seen, taken: Taken::default() };
         let result = items.into_iter().try_for_each(|item| taking.item(item));
         let taken = taking.taken;
         let result = result.and_then(|()| {
@@ -260,7 +263,16 @@ impl Taking<'_> {
             // The redaction itself comes later in the log; what a newer version wrote has no event here.
             Some(EntryBody::Erased { .. }) | None => return Ok(()),
         };
-        if own { Ok(()) } else { put_event(self.txn, &event) }
+        if own || self.was_seen(chat, entry.id)? { Ok(()) } else { put_event(self.txn, &event) }
+    }
+
+    /// Whether the app was told of an entry before. Once: it is told of it never again under this seq.
+    fn was_seen(&self, chat: &ChatId, id: MessageId) -> Result<bool, Error> {
+        if !self.any_seen {
+            return Ok(false);
+        }
+        let sql = "DELETE FROM seen WHERE chat = ?1 AND id = ?2";
+        Ok(self.txn.prepare_cached(sql)?.execute(params![chat.to_string(), id.0.as_bytes()])? > 0)
     }
 
     fn erase(&mut self, chat: &ChatId, of: Seq, by: Seq) -> Result<(), Error> {

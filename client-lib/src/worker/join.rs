@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::session::{FromRelay, Session, Started};
 use godwit_certs::DeviceKey;
 use godwit_certs::tls::Crypto;
-use godwit_wire::frame::{Address, Welcome};
+use godwit_wire::frame::{Address, Options, Welcome};
 use godwit_wire::{ALPN_DEVICE, Refusal, RelayId};
 use rustls::pki_types::CertificateDer;
 use std::sync::Arc;
@@ -64,7 +64,15 @@ impl Joiner {
                 (Err(error), None) => return Err(error),
             };
             let ticket = key.ticket_for(&relay, &chain).map_err(|error| Error::Certificates(error.to_string()))?;
-            match Session::start(connection, &ticket, sent_by.is_some()).await? {
+            let mut options = Options::with_ticket(&ticket);
+            if sent_by.is_some() {
+                options = options.sent_here();
+            }
+            let generation = self.inner.store().generation()?;
+            if let Some(generation) = generation {
+                options = options.with_generation(generation);
+            }
+            match Session::start(connection, options).await? {
                 Started::Here { session, welcome, incoming } => {
                     return Ok(Joined { session, welcome, incoming, address });
                 }

@@ -1,9 +1,11 @@
 //! One connection while it lives.
 //!
 //! - [`sending`]: what is in the outbox
+//! - [`compare`]: one's own chats with the relay's
 //! - [`moving`]: to another relay, before this connection ends
 //! - [`pulse`]: whether the relay is still there
 
+mod compare;
 mod moving;
 mod pulse;
 mod sending;
@@ -13,9 +15,10 @@ use super::{Job, Worker};
 use crate::error::Error;
 use crate::session::{FromRelay, Session, one_shot};
 use crate::store::{Fetch, Incoming, Taken};
+use compare::{Agreed, Comparing};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::DEVICE_LIFE;
-use godwit_wire::frame::{Ack, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
+use godwit_wire::frame::{Ack, ChatSummary, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
 use godwit_wire::{ChatId, MessageId, Seq, limits};
 use pulse::{Packets, Pulse};
 use sending::Sending;
@@ -86,6 +89,10 @@ enum Brought {
         done: Option<oneshot::Sender<Result<(), Error>>>,
     },
     List(Result<Reply, Error>),
+    Compared {
+        summary: ChatSummary,
+        agreed: Result<Agreed, Error>,
+    },
     Read {
         chat: ChatId,
         up_to: Seq,
@@ -102,7 +109,7 @@ pub(super) struct Live {
     session: Session,
     incoming: mpsc::Receiver<FromRelay>,
     welcome: Welcome,
-    restored: bool,
+    comparing: Comparing,
     asked: HashMap<u32, Asked>,
     /// Numbered requests that wait at the relay for their home.
     queued: HashMap<u32, (ChatId, u64, MessageId)>,
@@ -135,7 +142,7 @@ impl Live {
             session,
             incoming,
             welcome,
-            restored,
+            comparing: Comparing::new(restored),
             asked: HashMap::new(),
             queued: HashMap::new(),
             sending: HashMap::new(),
@@ -359,6 +366,7 @@ impl Live {
                 Ok(())
             }
             Brought::List(result) => self.listed(worker, result?).await,
+            Brought::Compared { summary, agreed } => self.agreed(worker, summary, agreed?).await,
             Brought::Read { chat, up_to, result } => {
                 self.telling.remove(&chat);
                 // More may have been read meanwhile, or it was refused for now.
@@ -391,46 +399,6 @@ impl Live {
                 None => Ok(()),
             },
         }
-    }
-
-    /// Compares the relay's chats with one's own: after a start, a restored store, or a restored device.
-    async fn listed(&mut self, worker: &mut Worker, reply: Reply) -> Result<(), Error> {
-        let list = match reply {
-            Reply::ChatList(list) => list,
-            Reply::Refused(refusal) => return Err(refusal.into()),
-            _ => return Err(Error::Unreachable("the chats were answered with something else".to_owned())),
-        };
-        let last = list.chats.last().map(|summary| summary.chat.clone());
-        let mut items = Vec::new();
-        for summary in list.chats {
-            let known = worker.inner.store().chat(&summary.chat)?;
-            let position = known.as_ref().and_then(|row| row.position);
-            if self.restored && position > Some(summary.head) {
-                worker.inner.store().cut_back(&summary.chat, summary.head)?;
-                worker.orders.remove(&summary.chat);
-            }
-            // The relay waits for an acknowledgement of what is here already.
-            if let Some(position) = position.filter(|position| *position >= summary.next) {
-                note(&mut worker.unacknowledged, summary.chat.clone(), position.min(summary.head));
-            }
-            if position < Some(summary.head) {
-                self.held.insert(summary.chat.clone());
-            }
-            if summary.role.is_some() && !worker.inner.store().knows_participants(&summary.chat)? {
-                self.ask_info(summary.chat.clone(), None);
-            }
-            self.gaps.insert(summary.chat.clone(), Instant::now());
-            items.push(Incoming::Summary(summary));
-        }
-        self.take(worker, items).await?;
-        if let Some(last) = last.filter(|_| list.more) {
-            self.list(Some(last));
-        } else {
-            worker.compared = true;
-            self.room = true;
-            worker.inner.set_synced();
-        }
-        Ok(())
     }
 
     async fn arrived(&mut self, worker: &mut Worker, batch: &mut Vec<FromRelay>) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 const TICKET: u8 = 1;
 const SENT_HERE: u8 = 2;
+const GENERATION: u8 = 3;
 /// An expiry, 8 bytes little-endian, and a signature.
 const TICKET_BYTES: u8 = 8 + 64;
 /// Bytes of an Ed25519 signature (RFC 8032).
@@ -44,6 +45,17 @@ impl Options {
 
     pub fn is_sent_here(&self) -> bool {
         self.value(SENT_HERE).is_some()
+    }
+
+    /// The same, with the generation of the home's store that the device saw last: it is told if that is another by
+    /// now, also where the relay could not ask the home at once.
+    #[must_use]
+    pub fn with_generation(self, generation: u64) -> Self {
+        Self([&self.0[..], &[GENERATION, 8], &generation.to_le_bytes()].concat().into())
+    }
+
+    pub fn generation(&self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.value(GENERATION)?.try_into().ok()?))
     }
 
     /// The ticket among the options, if there is a whole one.
@@ -85,5 +97,6 @@ mod tests {
         assert!(!options.is_sent_here());
         let sent = options.sent_here();
         assert!(sent.is_sent_here() && sent.ticket().is_some());
+        assert_eq!((sent.generation(), sent.with_generation(u64::MAX).generation()), (None, Some(u64::MAX)));
     }
 }

@@ -4,6 +4,7 @@
 //! back; what it acknowledged meanwhile is told then.
 
 use super::{Edge, Session};
+use crate::fanout::another_past;
 use crate::peers::PeerLink;
 use crate::peers::frame::PeerFrame;
 use crate::router::Route;
@@ -78,6 +79,10 @@ impl Remote {
             };
             match attach(&home, session, again).await {
                 Ok(generation) => {
+                    let told = session.generation.get().copied().or(session.seen_generation);
+                    if first.is_none() && told.is_some_and(|told| told != generation) {
+                        return Err(another_past());
+                    }
                     self.attached(&home, session);
                     again = true;
                     match first.take() {

@@ -60,6 +60,7 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
         credential: hello.options.ticket().map(|ticket| DeviceCredential { certificate, ticket }),
         remote: Remote::default(),
         generation: OnceLock::new(),
+        seen_generation: hello.options.generation(),
     });
     edge.router.cluster.claim(&session.user);
     // Once more: a revocation between the first look and the registry would find nobody to shut out.

@@ -4,9 +4,10 @@ use super::{Worker, region};
 use crate::edge::Link;
 use crate::revocations::forgotten_before;
 use crate::store::{PageLimit, StoreError};
-use godwit_wire::{ChatId, Seq};
+use godwit_wire::{ChatId, Code, Refusal, Seq};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Chats and entries taken up at a time after a crash.
 const RECOVER: PageLimit = PageLimit { entries: 1024, bytes: 4 << 20 };
@@ -52,6 +53,31 @@ impl Worker {
         }
     }
 
+    /// Copies of chats are gone: nothing of them is on its way to anybody.
+    pub(super) fn dropped(&mut self, chats: &[ChatId]) {
+        for chat in chats {
+            self.chats.remove(chat);
+            self.deferred.remove(chat);
+            for state in self.devices.values_mut() {
+                if let Some(link) = state.link.as_ref().filter(|_| state.track(chat).is_some()) {
+                    link.rewind(chat);
+                }
+                state.set(chat, None);
+            }
+        }
+        self.moves.retain(|(_, chat), _| !chats.contains(chat));
+        self.rows.retain(|row| !chats.contains(&row.chat));
+    }
+
+    /// The store has another past by now: devices come again, a few at a time, and compare theirs with it.
+    pub(super) fn ask_to_compare(&self) {
+        for (device, state) in &self.devices {
+            if let Some(link) = state.link.as_ref().filter(|_| !device.is_region()) {
+                link.close(&another_past());
+            }
+        }
+    }
+
     /// After a fault of the store: forget, and go on as after a crash. Connected devices stay.
     pub(super) async fn reopened(&mut self) {
         let links: Vec<Arc<Link>> = self.devices.values().filter_map(|device| device.link.clone()).collect();
@@ -75,4 +101,10 @@ impl Worker {
             tracing::warn!(%error, "fan-out cannot take up what was left");
         }
     }
+}
+
+/// How a device hears that its home's store has another past than when it connected.
+pub(crate) fn another_past() -> Refusal {
+    let again = Duration::from_millis(fastrand::u64(0..5_000));
+    Refusal::retry(Code::Unavailable, again).explained("the home's store was restored: connect again and compare")
 }

@@ -13,7 +13,7 @@ use godwit_gossip::{Identity, Versions};
 use godwit_wire::bounded;
 use godwit_wire::codec::Frame;
 use godwit_wire::frame::{Ack, Credential, EnrolRequest, Request};
-use godwit_wire::{ChatId, DeviceId, Refusal, Seq, Ticket, UserId, limits};
+use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, Seq, Ticket, UserId, limits};
 use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks: the newest, and the one before it.
@@ -27,6 +27,8 @@ pub(crate) const COMMANDS_BYTES: usize = 512 << 10;
 pub(crate) const PUSHED: usize = 4096;
 /// Revocations in one frame.
 pub(crate) const REVOCATIONS: usize = 1024;
+/// Chats in one page.
+pub(crate) const SHARED: usize = 512;
 /// Bytes of one frame between relays.
 pub(crate) const FRAME_BYTES: usize = 2 << 20;
 
@@ -121,7 +123,7 @@ pub(crate) enum PeerFrame {
     },
     /// Entries up to there are durable at the home of the participants.
     Replicated(#[serde(deserialize_with = "bounded::list::<_, _, { limits::ACKS }>")] Vec<Ack>),
-    /// What came does not follow what is there.
+    /// What came does not follow what is there. Answered once it is taken up, if that is asked for.
     Lacks {
         chat: ChatId,
         have: Option<Seq>,
@@ -171,10 +173,17 @@ pub(crate) enum PeerAsk {
     },
     /// Which of these users, whose home the relay that is asked holds, do not exist. Answered with a page.
     Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")] Vec<UserId>),
+    /// The chats at home with the relay that is asked in which users of the asking region take part, after this one.
+    /// Answered with a page, which is empty at the end.
+    Shared {
+        after: Option<ChatId>,
+    },
+    /// The ids of entries in such chats. Answered with a page.
+    Ids(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<(ChatId, Seq)>),
 }
 
 impl Frame for PeerAsk {
-    const KINDS: u32 = 5;
+    const KINDS: u32 = 7;
 }
 
 /// The answer to a [`PeerAsk::Hello`].
@@ -194,10 +203,13 @@ pub(crate) enum PeerPage {
     Claims(godwit_gossip::ClaimsPage),
     Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::USERS_PER_CHANGE }>")] Vec<UserId>),
     Refused(Refusal),
+    /// Each with the last entry for the region that asks.
+    Shared(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<(ChatId, Seq)>),
+    Ids(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<Option<MessageId>>),
 }
 
 impl Frame for PeerPage {
-    const KINDS: u32 = 3;
+    const KINDS: u32 = 5;
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 //! Nothing a peer says about a device is believed without the device's ticket; the one exception is what this relay
 //! itself asked for. A frame that cannot be read ends the link.
 
-use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage};
+use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage, SHARED};
 use super::link::PeerLink;
+use super::reunion;
 use crate::edge::{Edge, Link};
 use crate::owner::Owner;
 use crate::revocations;
-use crate::store::{Base, Replicated};
+use crate::store::{Base, Replicated, Snapshot};
 use bytes::Bytes;
 use godwit_core::device::Revocation;
 use godwit_core::entry::decode_record;
@@ -18,7 +19,7 @@ use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::{Ack, EnrolRequest, Reply};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, Ticket};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::task::JoinSet;
 
 /// Requests on streams of their own that are answered at the same time.
@@ -38,7 +39,12 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
     if let (Some(owner), Some(region)) = (&edge.router.owner, &region) {
         owner.fanout.attached(region.clone()).await;
     }
-    let served = Arc::new(Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region });
+    let served =
+        Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region, met: OnceLock::new() };
+    let served = Arc::new(served);
+    if served.region.is_some() {
+        edge.router.cluster.spawn(served.clone().meet());
+    }
     let result = served.run().await;
     if let Err(refusal) = &result {
         edge.metrics.malformed.inc();
@@ -69,6 +75,8 @@ struct Served {
     attached: Mutex<HashMap<DeviceId, Arc<Link>>>,
     /// If both ends hold the store of a region: the way by which the other region gets its users' entries.
     region: Option<Arc<Link>>,
+    /// The copies of the other region's chats were compared with what it has, if need be.
+    met: OnceLock<()>,
 }
 
 fn malformed(error: impl ToString) -> Refusal {
@@ -76,6 +84,15 @@ fn malformed(error: impl ToString) -> Refusal {
 }
 
 impl Served {
+    async fn meet(self: Arc<Self>) {
+        let Ok(owner) = self.owner() else { return };
+        if !reunion::have_met(owner, &self.link).await {
+            reunion::meet(owner, &self.link).await;
+        }
+        // It is met once.
+        let _ = self.met.set(());
+    }
+
     async fn run(self: &Arc<Self>) -> Result<(), Refusal> {
         let connection = &self.link.connection;
         let (mut lanes, mut asks) = (JoinSet::new(), JoinSet::new());
@@ -180,10 +197,11 @@ impl Served {
                 return;
             }
             PeerFrame::Lacks { chat, have } => {
-                if let (Ok(owner), Some(link)) = (self.owner(), &self.region) {
+                let owner = self.owner();
+                if let (Ok(owner), Some(link)) = (&owner, &self.region) {
                     owner.fanout.lacks(link.clone(), chat, have).await;
                 }
-                return;
+                owner.map(|_| PeerFrame::Done)
             }
             PeerFrame::Reached { chat, marks } => {
                 let owner = self.owner();
@@ -237,7 +255,8 @@ impl Served {
 
     /// Keeps entries of a chat whose home the peer holds, and says so once they are durable.
     async fn replicate(&self, chat: ChatId, base: Option<Base>, records: &[Bytes]) {
-        let Ok(owner) = self.owner() else { return };
+        // What is not taken before the two have met is sent again.
+        let (Ok(owner), Some(())) = (self.owner(), self.met.get()) else { return };
         let entries: Result<Vec<Entry>, _> = records.iter().map(|record| decode_record(record)).collect();
         let Some(entries) = entries.ok().filter(|entries| !entries.is_empty() && self.is_home_of(&chat)) else {
             tracing::warn!(peer = %self.link.relay(), %chat, "entries that cannot be taken were passed over");
@@ -376,6 +395,21 @@ impl Served {
                     Err(refusal) => PeerPage::Refused(refusal),
                 };
                 write(&mut send, &page).await
+            }
+            PeerAsk::Shared { after } => {
+                let (own, region) = (self.edge.router.region.clone(), self.link.relay().region());
+                let page = async {
+                    let read = move |store: &Snapshot| store.shared_with(&own, &region, after.as_ref(), SHARED);
+                    self.owner()?.store.read(read).await.map_err(|error| error.refusal())
+                };
+                write(&mut send, &page.await.map_or_else(PeerPage::Refused, PeerPage::Shared)).await
+            }
+            PeerAsk::Ids(places) => {
+                let ids = async {
+                    let read = move |store: &Snapshot| store.entry_ids(&places);
+                    self.owner()?.store.read(read).await.map_err(|error| error.refusal())
+                };
+                write(&mut send, &ids.await.map_or_else(PeerPage::Refused, PeerPage::Ids)).await
             }
             PeerAsk::Claims { epoch, since } => {
                 let mut written = Ok(());

@@ -119,10 +119,15 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
     Ok(())
 }
 
-/// The store's generation: one more with each copy that was made of it.
+/// The store's generation: another with each copy that was made of it.
 pub fn generation(database: &Database) -> Result<u64, StoreError> {
     let text = meta::get(&database.begin_read()?, meta::GENERATION)?;
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
+}
+
+/// A generation that no store had before.
+pub(super) fn new_generation() -> u64 {
+    fastrand::u64(1..)
 }
 
 /// The region whose users and chats the store holds.
@@ -131,7 +136,7 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
-/// Copies the store as it is now to a new file at `to`. Its generation is one higher, so that clients which connect to
+/// Copies the store as it is now to a new file at `to`. It has a generation of its own, so that clients which connect to
 /// a relay started on the copy compare what they have.
 ///
 /// # Errors
@@ -163,7 +168,8 @@ pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
         }
     }
     let region = meta::get(&from, meta::REGION)?.ok_or(StoreError::Inconsistent("no region"))?;
-    let generation = generation(database)? + 1;
+    // Any other: two copies of one store are two pasts as well.
+    let generation = new_generation();
     let txn = target.begin_write()?;
     meta::put(&txn, meta::REGION, &region)?;
     meta::put(&txn, meta::GENERATION, &generation.to_string())?;

@@ -21,8 +21,13 @@ impl Key {
         self
     }
 
+    /// The first part of the key of every chat of a region.
+    pub(super) fn home(self, region: &RegionId) -> Self {
+        self.text(region.as_str())
+    }
+
     pub(super) fn chat(self, chat: &ChatId) -> Self {
-        let mut key = self.text(chat.home().as_str());
+        let mut key = self.home(chat.home());
         key.0.extend_from_slice(chat.uuid().as_bytes());
         key
     }

@@ -68,7 +68,11 @@ impl Snapshot {
         Self { txn }
     }
 
-    fn table(
+    pub(super) fn txn(&self) -> &ReadTransaction {
+        &self.txn
+    }
+
+    pub(super) fn table(
         &self,
         table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
     ) -> Result<ReadTable, StoreError> {

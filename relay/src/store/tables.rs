@@ -178,6 +178,7 @@ pub(super) struct Tables<'t> {
     pub(super) devices: WriteTable<'t>,
     pub(super) tokens: WriteTable<'t>,
     pub(super) revocations: WriteTable<'t>,
+    pub(super) meta: WriteTable<'t>,
 }
 
 impl<'t> Tables<'t> {
@@ -196,6 +197,7 @@ impl<'t> Tables<'t> {
             devices: txn.open_table(DEVICES)?,
             tokens: txn.open_table(TOKENS)?,
             revocations: txn.open_table(REVOCATIONS)?,
+            meta: txn.open_table(META)?,
         })
     }
 }

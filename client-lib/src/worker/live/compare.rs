@@ -1,0 +1,200 @@
+//! Comparing the relay's chats with one's own: after a start, and whole logs after the home's store was restored from a
+//! backup. What is here of another past is cut off, fetched anew, and what this device had sent then is sent again.
+
+use super::{Brought, Live, RETRY, note};
+use crate::error::Error;
+use crate::session::one_shot;
+use crate::store::Incoming;
+use crate::worker::Worker;
+use godwit_wire::frame::{ChatSummary, History, Range, Reply, Request};
+use godwit_wire::{ChatId, MessageId, Seq};
+use quinn::Connection;
+use std::collections::HashSet;
+use tokio::time::Instant;
+
+/// How far a chat here and at the relay are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreed {
+    /// As far as both reach.
+    Whole,
+    /// Up to this entry, and not beyond it.
+    UpTo(Option<Seq>),
+}
+
+/// How far a comparison is.
+#[derive(Debug)]
+pub(super) struct Comparing {
+    /// The home's store has another past than when this device compared last.
+    restored: bool,
+    /// Chats that the relay named, if so.
+    listed: HashSet<ChatId>,
+    all_listed: bool,
+    /// Chats of which it is being found out how far they are the relay's.
+    chats: HashSet<ChatId>,
+}
+
+impl Comparing {
+    pub(super) fn new(restored: bool) -> Self {
+        Self { restored, listed: HashSet::new(), all_listed: false, chats: HashSet::new() }
+    }
+}
+
+/// Asks for entries of a chat until it is known how far these are the same. Logs with one entry in common have all in
+/// common before it, so it is found by halving.
+async fn agreed(connection: &Connection, chat: &ChatId, own: &[(Seq, MessageId)]) -> Result<Agreed, Error> {
+    let Some(last) = own.last() else { return Ok(Agreed::Whole) };
+    if is_same(connection, chat, *last).await? {
+        return Ok(Agreed::Whole);
+    }
+    let (mut same, mut other) = (0, own.len() - 1);
+    while same < other {
+        let middle = usize::midpoint(same, other);
+        if is_same(connection, chat, own[middle]).await? {
+            same = middle + 1;
+        } else {
+            other = middle;
+        }
+    }
+    Ok(Agreed::UpTo(same.checked_sub(1).map(|i| own[i].0)))
+}
+
+async fn is_same(connection: &Connection, chat: &ChatId, (seq, id): (Seq, MessageId)) -> Result<bool, Error> {
+    loop {
+        let request = Request::History(History { chat: chat.clone(), range: Range::From(seq), limit: 1 });
+        match one_shot(connection, &request).await? {
+            Reply::HistoryPage(page) => {
+                return Ok(page.entries.first().is_some_and(|entry| entry.seq == seq && entry.id == id));
+            }
+            Reply::Refused(refusal) if refusal.code.is_passing() => {
+                tokio::time::sleep(refusal.retry_after().unwrap_or(RETRY)).await;
+            }
+            Reply::Refused(_) => return Ok(false),
+            _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
+        }
+    }
+}
+
+impl Live {
+    pub(super) async fn listed(&mut self, worker: &mut Worker, reply: Reply) -> Result<(), Error> {
+        let list = match reply {
+            Reply::ChatList(list) => list,
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            _ => return Err(Error::Unreachable("the chats were answered with something else".to_owned())),
+        };
+        let last = list.chats.last().map(|summary| summary.chat.clone());
+        let mut items = Vec::new();
+        for summary in list.chats {
+            let chat = summary.chat.clone();
+            if self.comparing.restored {
+                self.comparing.listed.insert(chat.clone());
+            }
+            let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+            match position.filter(|_| self.comparing.restored) {
+                Some(position) => {
+                    let own = worker.inner.store().entry_ids(&chat, position.min(summary.head))?;
+                    let connection = self.session.connection().clone();
+                    self.held.insert(chat.clone());
+                    self.comparing.chats.insert(chat.clone());
+                    self.errands.spawn(async move {
+                        let agreed = agreed(&connection, &chat, &own).await;
+                        Brought::Compared { summary, agreed }
+                    });
+                }
+                None => self.known(worker, summary, position, &mut items)?,
+            }
+        }
+        self.take(worker, items).await?;
+        if let Some(last) = last.filter(|_| list.more) {
+            self.list(Some(last));
+        } else {
+            self.comparing.all_listed = true;
+            self.forget_unlisted(worker)?;
+            self.compared(worker)?;
+        }
+        Ok(())
+    }
+
+    /// Chats that the restored store does not know: whoever made them makes them again.
+    fn forget_unlisted(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if !self.comparing.restored {
+            return Ok(());
+        }
+        let chats = worker.inner.store().chats()?;
+        for chat in chats.into_iter().map(|row| row.chat).filter(|chat| !self.comparing.listed.contains(chat)) {
+            tracing::warn!(%chat, "the home's store does not know the chat any more");
+            worker.inner.store().cut_back(&chat, None)?;
+            worker.orders.remove(&chat);
+            worker.unacknowledged.remove(&chat);
+        }
+        self.comparing.listed.clear();
+        Ok(())
+    }
+
+    /// A chat as the relay knows it, of which nothing here is of another past.
+    fn known(
+        &mut self,
+        worker: &mut Worker,
+        summary: ChatSummary,
+        position: Option<Seq>,
+        items: &mut Vec<Incoming>,
+    ) -> Result<(), Error> {
+        // The relay waits for an acknowledgement of what is here already.
+        if let Some(position) = position.filter(|position| *position >= summary.next) {
+            note(&mut worker.unacknowledged, summary.chat.clone(), position.min(summary.head));
+        }
+        if position < Some(summary.head) {
+            self.held.insert(summary.chat.clone());
+        }
+        if summary.role.is_some() && !worker.inner.store().knows_participants(&summary.chat)? {
+            self.ask_info(summary.chat.clone(), None);
+        }
+        self.gaps.insert(summary.chat.clone(), Instant::now());
+        items.push(Incoming::Summary(summary));
+        Ok(())
+    }
+
+    /// It was found out how far a chat here is the relay's.
+    pub(super) async fn agreed(
+        &mut self,
+        worker: &mut Worker,
+        summary: ChatSummary,
+        agreed: Agreed,
+    ) -> Result<(), Error> {
+        let chat = summary.chat.clone();
+        let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+        let cut = match agreed {
+            Agreed::Whole => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
+            Agreed::UpTo(last) => Some(last),
+        };
+        if let Some(last) = cut {
+            tracing::warn!(%chat, ?last, "what is here is of another past from there on");
+            worker.inner.store().cut_back(&chat, last)?;
+            worker.orders.remove(&chat);
+            worker.unacknowledged.remove(&chat);
+            self.ask_info(chat.clone(), None);
+        }
+        self.held.remove(&chat);
+        self.comparing.chats.remove(&chat);
+        let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+        let mut items = Vec::new();
+        self.known(worker, summary, position, &mut items)?;
+        self.take(worker, items).await?;
+        self.compared(worker)
+    }
+
+    /// Goes on once everything is compared.
+    fn compared(&mut self, worker: &mut Worker) -> Result<(), Error> {
+        if !self.comparing.all_listed || !self.comparing.chats.is_empty() {
+            return Ok(());
+        }
+        if self.comparing.restored {
+            self.comparing.restored = false;
+            // Only now: a comparison that was cut off begins again.
+            worker.inner.store().set_generation(self.welcome.store_generation)?;
+        }
+        worker.compared = true;
+        self.room = true;
+        worker.inner.set_synced();
+        Ok(())
+    }
+}

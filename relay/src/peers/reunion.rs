@@ -1,0 +1,135 @@
+//! Two regions that meet after one of their stores was restored from a backup: copies that are not what their home has
+//! are dropped and asked for anew, and what a copy lacks is asked for.
+//!
+//! Until then nothing of the peer's chats is taken: what follows another past would not be noticed.
+
+use super::frame::{PeerAsk, PeerFrame, PeerPage};
+use super::link::{LinkError, PeerLink};
+use crate::owner::Owner;
+use godwit_wire::{ChatId, Code, Refusal, Seq};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// When it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How the copies of one region's chats stand.
+#[derive(Debug, Default)]
+struct Compared {
+    /// Of another past than their home's.
+    wrong: Vec<ChatId>,
+    /// What they have, if it is less than there is.
+    behind: Vec<(ChatId, Option<Seq>)>,
+}
+
+/// Compares until it is done, or the link has ended.
+pub(super) async fn meet(owner: &Owner, link: &Arc<PeerLink>) {
+    while let Err(refusal) = compare(owner, link).await {
+        if link.connection.is_closed() {
+            return;
+        }
+        tracing::warn!(peer = %link.relay(), %refusal, "copies could not be compared yet");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn pair(owner: &Owner, link: &PeerLink) -> String {
+    format!("{} {}", owner.store.generation(), link.generation.unwrap_or_default())
+}
+
+/// Whether nothing was restored since the two met last.
+pub(super) async fn have_met(owner: &Owner, link: &PeerLink) -> bool {
+    let region = link.relay().region();
+    let met = owner.store.read(move |store| store.met(&region)).await;
+    met.is_ok_and(|met| met == Some(pair(owner, link)))
+}
+
+async fn compare(owner: &Owner, link: &Arc<PeerLink>) -> Result<(), Refusal> {
+    let Compared { wrong, mut behind } = all(owner, link).await?;
+    if !wrong.is_empty() {
+        tracing::warn!(peer = %link.relay(), count = wrong.len(), "copies of another past are dropped");
+        owner.store.drop_copies(wrong.clone()).await?;
+        owner.fanout.restored().await;
+        behind.extend(wrong.into_iter().map(|chat| (chat, None)));
+    }
+    for (chat, have) in behind {
+        let frame = PeerFrame::Lacks { chat: chat.clone(), have };
+        match link.request(Some(&chat), &frame).map_err(LinkError::refusal)?.await.map_err(LinkError::refusal)? {
+            PeerFrame::Done => {}
+            PeerFrame::Refused(refusal) => return Err(refusal),
+            _ => return Err(LinkError::Confused.refusal()),
+        }
+    }
+    owner.store.note_met(link.relay().region(), pair(owner, link)).await
+}
+
+async fn all(owner: &Owner, link: &Arc<PeerLink>) -> Result<Compared, Refusal> {
+    let mut compared = Compared::default();
+    let mut after: Option<ChatId> = None;
+    loop {
+        let ask = PeerAsk::Shared { after: after.clone() };
+        let page: Vec<(ChatId, Seq)> = match link.ask_one(&ask).await.map_err(LinkError::refusal)? {
+            PeerPage::Shared(page) => page,
+            PeerPage::Refused(refusal) => return Err(refusal),
+            _ => return Err(LinkError::Confused.refusal()),
+        };
+        let last = page.last().map(|(chat, _)| chat.clone());
+        some(owner, link, after.as_ref(), &page, &mut compared).await?;
+        match last {
+            Some(last) => after = Some(last),
+            None => return Ok(compared),
+        }
+    }
+}
+
+/// Compares the chats of one page, and the copies between them of which the home knows nothing.
+async fn some(
+    owner: &Owner,
+    link: &Arc<PeerLink>,
+    after: Option<&ChatId>,
+    page: &[(ChatId, Seq)],
+    compared: &mut Compared,
+) -> Result<(), Refusal> {
+    let home = link.relay().region();
+    if page.iter().any(|(chat, _)| *chat.home() != home) {
+        return Err(Refusal::because(Code::Malformed, "a chat of another home"));
+    }
+    let (from, heads) = (after.cloned(), page.to_vec());
+    let read = owner.store.read(move |store| {
+        let copies = store.copies_of(&home, from.as_ref(), heads.last().map(|(chat, _)| chat))?;
+        let mut places = Vec::new();
+        for (chat, head) in heads {
+            if let Some(own) = store.head(&chat)? {
+                places.push((chat, own, own.min(head)));
+            }
+        }
+        let probes: Vec<_> = places.iter().map(|(chat, _, at)| (chat.clone(), *at)).collect();
+        let ids = store.entry_ids(&probes)?;
+        Ok((copies, places, probes, ids))
+    });
+    let (copies, places, probes, own) = read.await.map_err(|error| error.refusal())?;
+    let theirs = if probes.is_empty() {
+        Vec::new()
+    } else {
+        match link.ask_one(&PeerAsk::Ids(probes)).await.map_err(LinkError::refusal)? {
+            PeerPage::Ids(ids) if ids.len() == own.len() => ids,
+            PeerPage::Refused(refusal) => return Err(refusal),
+            _ => return Err(LinkError::Confused.refusal()),
+        }
+    };
+    let heads: HashMap<&ChatId, Seq> = page.iter().map(|(chat, head)| (chat, *head)).collect();
+    compared.wrong.extend(copies.into_iter().filter(|chat| !heads.contains_key(chat)));
+    let mut known = HashSet::new();
+    for (((chat, have, at), own), their) in places.into_iter().zip(own).zip(theirs) {
+        if own != their || have > at {
+            compared.wrong.push(chat.clone());
+        } else if heads.get(&chat).is_some_and(|head| have < *head) {
+            compared.behind.push((chat.clone(), Some(have)));
+        }
+        known.insert(chat);
+    }
+    let missing = page.iter().filter(|(chat, _)| !known.contains(chat));
+    compared.behind.extend(missing.map(|(chat, _)| (chat.clone(), None)));
+    Ok(())
+}
