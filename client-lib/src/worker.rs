@@ -9,6 +9,7 @@ use crate::client::Inner;
 use crate::dial::Sockets;
 use crate::error::Error;
 use crate::event::ConnectionState;
+use crate::order::Order;
 use crate::store::{Lock, Orders};
 use godwit_certs::tls::Crypto;
 use godwit_wire::frame::Welcome;
@@ -173,6 +174,15 @@ impl Worker {
                 },
             }
         }
+    }
+
+    /// What is here of a chat's log; none if the chat is not known.
+    fn order(&mut self, chat: &ChatId) -> Result<Option<&mut Order>, Error> {
+        if !self.orders.contains_key(chat) {
+            let order = self.inner.store().order(chat)?;
+            self.orders.extend(order.map(|order| (chat.clone(), order)));
+        }
+        Ok(self.orders.get_mut(chat))
     }
 
     /// New sockets, and nothing known of the way to any relay.

@@ -9,5 +9,6 @@ mod full_disk;
 mod handover;
 mod herd;
 mod partition;
+mod restores;
 mod sessions;
 mod store;

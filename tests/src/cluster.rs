@@ -143,6 +143,11 @@ impl Cluster {
         Wire::connect(self.address(at), &self.root()?, credential).await
     }
 
+    /// A relay's data folder.
+    pub fn data(&self, id: &str) -> PathBuf {
+        self.folder.path().join(id)
+    }
+
     pub fn home(&self, device: &str) -> PathBuf {
         self.folder.path().join(device.replace(['@', '/'], "-"))
     }

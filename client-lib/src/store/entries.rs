@@ -175,6 +175,10 @@ impl Store {
         Ok(txn.commit()?)
     }
 
+    pub(crate) fn order(&self, chat: &ChatId) -> Result<Option<Order>, Error> {
+        load_order(&self.db, chat)
+    }
+
     /// Entries of a chat up to `last`, ascending, with their ids.
     pub(crate) fn entry_ids(&self, chat: &ChatId, last: Seq) -> Result<Vec<(Seq, MessageId)>, Error> {
         let sql = "SELECT seq, id FROM entries WHERE chat = ?1 AND seq <= ?2 ORDER BY seq";

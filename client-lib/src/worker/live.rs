@@ -406,6 +406,7 @@ impl Live {
         let mut ended = None;
         for from_relay in batch.drain(..) {
             match from_relay {
+                FromRelay::Event(event) if self.comparing.puts_off(&event) => {}
                 FromRelay::Event(Event::Entry { chat, entry }) => items.push(Incoming::Entry { chat, entry }),
                 FromRelay::Event(Event::Hidden { chat, range }) => items.push(Incoming::Hidden { chat, range }),
                 FromRelay::Event(Event::Gap { chat, range }) => items.push(Incoming::Gap { chat, range }),

@@ -6,10 +6,10 @@ use crate::error::Error;
 use crate::session::one_shot;
 use crate::store::Incoming;
 use crate::worker::Worker;
-use godwit_wire::frame::{ChatSummary, History, Range, Reply, Request};
+use godwit_wire::frame::{ChatSummary, Event, History, Range, Reply, Request};
 use godwit_wire::{ChatId, MessageId, Seq};
 use quinn::Connection;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tokio::time::Instant;
 
 /// How far a chat here and at the relay are the same.
@@ -31,11 +31,27 @@ pub(super) struct Comparing {
     all_listed: bool,
     /// Chats of which it is being found out how far they are the relay's.
     chats: HashSet<ChatId>,
+    /// What came meanwhile: up to where it is fetched afterwards.
+    put_off: HashMap<ChatId, Seq>,
 }
 
 impl Comparing {
     pub(super) fn new(restored: bool) -> Self {
-        Self { restored, listed: HashSet::new(), all_listed: false, chats: HashSet::new() }
+        Self { restored, listed: HashSet::new(), all_listed: false, chats: HashSet::new(), put_off: HashMap::new() }
+    }
+
+    /// Whether an event has to wait until it is known what it follows.
+    pub(super) fn puts_off(&mut self, event: &Event) -> bool {
+        let (chat, last) = match event {
+            Event::Entry { chat, entry } => (chat, entry.seq),
+            Event::Hidden { chat, range } | Event::Gap { chat, range } => (chat, range.to),
+            _ => return false,
+        };
+        if self.restored {
+            let put_off = self.put_off.entry(chat.clone()).or_insert(last);
+            *put_off = last.max(*put_off);
+        }
+        self.restored
     }
 }
 
@@ -191,6 +207,13 @@ impl Live {
             self.comparing.restored = false;
             // Only now: a comparison that was cut off begins again.
             worker.inner.store().set_generation(self.welcome.store_generation)?;
+            for (chat, last) in std::mem::take(&mut self.comparing.put_off) {
+                match worker.order(&chat)? {
+                    Some(order) => order.reaches(last),
+                    None => self.ask_info(chat.clone(), None),
+                }
+                self.gaps.insert(chat, Instant::now());
+            }
         }
         worker.compared = true;
         self.room = true;

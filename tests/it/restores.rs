@@ -1,0 +1,161 @@
+//! Stores that come back from a backup: nobody keeps a past that is no more, and nothing is missed or told twice.
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit_client::{ChatId, Client, ClientOptions, Content, EventStream, Member, MessageState, Role, Title};
+use godwit_tests::cluster::Cluster;
+use godwit_tests::lab::PATIENCE;
+use godwit_tests::process;
+use godwit_tests::talk::{send, texts};
+use godwit_wire::frame::{History, Range, Reply, Request};
+use std::time::Duration;
+
+const TWO: [(&str, &str); 2] = [("eu/eu-1", "store"), ("us/us-1", "store")];
+
+/// Copies a relay's store as it is now.
+async fn back_up(cluster: &Cluster, id: &str) -> Result<()> {
+    let admin = cluster.relay(id).admin.to_string();
+    let to = cluster.data(id).join("backup.redb").to_string_lossy().into_owned();
+    let run = move || process::succeed("godwit", &["store", "backup", "--admin", &admin, "--to", &to]);
+    tokio::task::spawn_blocking(run).await??;
+    Ok(())
+}
+
+/// The relay loses its store and starts on the backup.
+async fn restore(cluster: &mut Cluster, id: &str) -> Result<()> {
+    cluster.down(id).await;
+    let data = cluster.data(id);
+    std::fs::rename(data.join("backup.redb"), data.join("store.redb"))?;
+    cluster.up(id).await?;
+    cluster.meet().await
+}
+
+async fn group(owner: &Client, users: &[&str]) -> Result<ChatId> {
+    let member = |user: &&str| Ok(Member { user: user.parse()?, role: Role::Member });
+    let members = users.iter().map(member).collect::<Result<_>>()?;
+    let (chat, created) = owner.create_group(Title::parse("walks")?, members)?;
+    owner.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    Ok(chat)
+}
+
+/// What a client shows of a chat, once it is so many messages.
+async fn shown(client: &Client, chat: &ChatId, count: usize) -> Result<Vec<String>> {
+    let look = async {
+        loop {
+            let history = client.history(chat, None, 1000).await?;
+            let texts: Vec<String> = history
+                .into_iter()
+                .filter_map(|entry| match entry.what {
+                    godwit_client::client::HistoryBody::Message(content) => content.as_text().map(str::to_owned),
+                    _ => None,
+                })
+                .collect();
+            if texts.len() >= count {
+                return anyhow::Ok(texts);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.context("it is not all there")?
+}
+
+/// Each of the numbers once, in whatever order.
+fn each_once(texts: &[String], numbers: std::ops::Range<usize>) -> Result<()> {
+    let mut own: Vec<usize> = texts.iter().filter_map(|text| text.parse().ok()).collect();
+    own.sort_unstable();
+    ensure!(own == numbers.collect::<Vec<_>>(), "{own:?}");
+    Ok(())
+}
+
+/// The rest of what the app is told, until it has been told of all numbers: each once.
+async fn told(client: &Client, events: &mut EventStream, before: Vec<String>, numbers: usize) -> Result<()> {
+    let mut all = before;
+    all.extend(texts(client, events, numbers - all.len()).await?);
+    each_once(&all, 0..numbers)
+}
+
+/// The home of a group is restored; while one who was there before is offline, others write more than was lost.
+async fn others_write_over_what_was_lost(reader_region: &str) -> Result<()> {
+    let mut cluster = Cluster::start(&TWO).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let (reader, at) = (format!("bob@{reader_region}"), format!("{reader_region}/{reader_region}-1"));
+    let bob = cluster.client(&format!("{reader}/phone"), &[&at]).await?;
+    let carol = cluster.client("carol@eu/phone", &["eu/eu-1"]).await?;
+    let chat = group(&alice, &[&reader, "carol@eu"]).await?;
+    send(&alice, &chat, 0..10, MessageState::Delivered).await?;
+    back_up(&cluster, "eu/eu-1").await?;
+    send(&alice, &chat, 10..30, MessageState::Delivered).await?;
+    let mut events = bob.events()?;
+    let at_bob = texts(&bob, &mut events, 30).await?;
+    // Alice, who has what was lost, is not there at first; nor is bob.
+    alice.close().await;
+    bob.close().await;
+    drop((alice, bob, events));
+    restore(&mut cluster, "eu/eu-1").await?;
+    send(&carol, &chat, 30..80, MessageState::Sent).await?;
+    let bob = Client::open(ClientOptions::new(cluster.home(&format!("{reader}/phone"))))?;
+    let mut events = bob.events()?;
+    let more = texts(&bob, &mut events, 50).await?;
+    ensure!(more.iter().zip(30..80).all(|(text, n)| *text == n.to_string()), "{more:?}");
+    let alice = Client::open(ClientOptions::new(cluster.home("alice@eu/phone")))?;
+    let last = alice.send(&chat, Content::text("80"))?;
+    alice.wait_for(last, MessageState::Delivered, PATIENCE).await?;
+    let before = at_bob.into_iter().chain(more).collect();
+    told(&bob, &mut events, before, 81).await?;
+    // What alice had sent came again, and all see the same.
+    let expected = shown(&carol, &chat, 81).await?;
+    each_once(&expected, 0..81)?;
+    for client in [&alice, &bob] {
+        ensure!(shown(client, &chat, 81).await? == expected, "they see another order");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_longer_log_after_a_restore_is_not_taken_for_the_old_one() -> Result<()> {
+    others_write_over_what_was_lost("eu").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_in_other_regions_follow_a_restored_home() -> Result<()> {
+    others_write_over_what_was_lost("us").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_region_is_given_what_its_copies_lack() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let quiet = group(&alice, &["bob@us"]).await?;
+    send(&alice, &quiet, 0..10, MessageState::Delivered).await?;
+    back_up(&cluster, "us/us-1").await?;
+    send(&alice, &quiet, 10..30, MessageState::Delivered).await?;
+    // Of this chat the backup knows nothing.
+    let new = group(&alice, &["bob@us"]).await?;
+    send(&alice, &new, 0..5, MessageState::Delivered).await?;
+    let mut events = bob.events()?;
+    let mut heard = texts(&bob, &mut events, 35).await?;
+    restore(&mut cluster, "us/us-1").await?;
+    // Nobody writes; a new device of bob's reads what his home has.
+    let credential = cluster.enrol("bob@us/laptop", "us/us-1").await?;
+    for (chat, count) in [(&quiet, 31), (&new, 6)] {
+        let read = async {
+            loop {
+                let session = cluster.connect(credential.clone(), "us/us-1").await?;
+                let request = History { chat: chat.clone(), range: Range::Before(None), limit: 100 };
+                match session.ask(&Request::History(request)).await? {
+                    Reply::HistoryPage(page) if page.entries.len() == count => return anyhow::Ok(()),
+                    Reply::HistoryPage(_) | Reply::Refused(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    other => bail!("{other:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, read).await.with_context(|| format!("{chat} is not whole"))??;
+    }
+    send(&alice, &quiet, 30..40, MessageState::Delivered).await?;
+    send(&alice, &new, 5..10, MessageState::Delivered).await?;
+    heard.extend(texts(&bob, &mut events, 15).await?);
+    ensure!(heard.len() == 50, "nothing is told twice: {heard:?}");
+    let (a, b) = (shown(&bob, &quiet, 40).await?, shown(&bob, &new, 10).await?);
+    each_once(&a, 0..40)?;
+    each_once(&b, 0..10)
+}
