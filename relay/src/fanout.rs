@@ -112,7 +112,7 @@ enum Input {
     },
     /// A region has a chat only up to `have`.
     Lacks {
-        link: Arc<Link>,
+        region: RegionId,
         chat: ChatId,
         have: Option<Seq>,
     },
@@ -180,8 +180,8 @@ impl Fanout {
         let _ = self.inputs.send(Input::Acks { link, acks }).await;
     }
 
-    pub(crate) async fn lacks(&self, link: Arc<Link>, chat: ChatId, have: Option<Seq>) {
-        let _ = self.inputs.send(Input::Lacks { link, chat, have }).await;
+    pub(crate) async fn lacks(&self, region: RegionId, chat: ChatId, have: Option<Seq>) {
+        let _ = self.inputs.send(Input::Lacks { region, chat, have }).await;
     }
 
     pub(crate) async fn restored(&self) {
@@ -480,7 +480,7 @@ impl Worker {
                 self.drain(&link.device);
             }
             Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
-            Input::Lacks { link, chat, have } => self.lacks(&link, &chat, have),
+            Input::Lacks { region, chat, have } => self.lacks(&region, &chat, have),
             Input::Restored => self.ask_to_compare(),
             Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
             Input::Floors { chat, floors } => self.floors(&chat, floors),

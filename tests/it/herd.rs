@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -141,10 +141,12 @@ async fn a_herd_of_devices_spreads_over_the_relays_that_are_left() -> Result<()>
     until("all devices to be connected", || counts().iter().sum::<usize>() == all).await?;
     let at_first = counts();
     ensure!(even(&at_first), "within a fifth of each other, though they all knew one relay: {at_first:?}");
+    let begun = Instant::now();
     processes.relays[1].kill().await?;
     let all_back = || counts()[1] == 0 && counts().iter().sum::<usize>() == all;
     until("all devices to be connected again", all_back).await?;
     let left = [counts()[0], counts()[2]];
+    eprintln!("{at_first:?} devices at each, and {left:?} {:?} after a kill", begun.elapsed());
     ensure!(even(&left), "within a fifth of each other: {left:?}, and {at_first:?} before");
     let served = processes.metric(0, "godwit_connections").context("the relay counts them")?;
     ensure!(served.to_string() == left[0].to_string(), "the relay says {served}");

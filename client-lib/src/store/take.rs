@@ -11,7 +11,7 @@ use crate::order::Order;
 use godwit_wire::entry::{Change, ChatKind, EntryBody, Known, LogEntry, Member, Role, Title};
 use godwit_wire::frame::{ChatInfo, ChatSummary, HistoryPage, Receipt, SeqRange};
 use godwit_wire::{ChatId, DeviceId, MessageId, Seq, UnixMillis, UserId};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{HashMap, HashSet};
 
 /// Sent requests that are kept so that whoever waits for them hears of it.
@@ -59,6 +59,9 @@ pub(crate) struct Taken {
     pub(crate) advanced: HashMap<ChatId, Seq>,
     /// Chats of which more must be asked: they were unknown, or the user came into the middle of them.
     pub(crate) unknown: HashSet<ChatId>,
+    /// Entries that came are not those that are here under the same seq: what is here is of a past that is no more, from
+    /// this one on at the latest.
+    pub(crate) strange: HashMap<ChatId, Seq>,
 }
 
 struct Taking<'a> {
@@ -151,10 +154,23 @@ impl Taking<'_> {
         let before = self.position(chat)?;
         let Some(order) = self.order(chat)? else { return Ok(()) };
         if !order.take(entry.seq) {
-            return Ok(());
+            return self.compare(chat, entry);
         }
         put_entry(self.txn, &chat.to_string(), entry)?;
         self.advance(chat, before)
+    }
+
+    /// An entry came that is here: it should be the same.
+    fn compare(&mut self, chat: &ChatId, entry: &LogEntry) -> Result<(), Error> {
+        let sql = "SELECT id FROM entries WHERE chat = ?1 AND seq = ?2";
+        let mut query = self.txn.prepare_cached(sql)?;
+        let here: Option<Vec<u8>> =
+            query.query_row(params![chat.to_string(), int(entry.seq.get())], |row| row.get(0)).optional()?;
+        if here.is_some_and(|id| id != entry.id.0.as_bytes()) {
+            let first = self.taken.strange.entry(chat.clone()).or_insert(entry.seq);
+            *first = entry.seq.min(*first);
+        }
+        Ok(())
     }
 
     fn hole(&mut self, chat: &ChatId, range: SeqRange, pushed: bool) -> Result<(), Error> {

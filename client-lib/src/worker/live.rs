@@ -90,7 +90,8 @@ enum Brought {
     },
     List(Result<Reply, Error>),
     Compared {
-        summary: ChatSummary,
+        chat: ChatId,
+        summary: Option<ChatSummary>,
         agreed: Result<Agreed, Error>,
     },
     Read {
@@ -314,13 +315,17 @@ impl Live {
             Brought::Gap { chat, missing, result } => {
                 self.fetching.remove(&chat);
                 let item = match result? {
-                    Reply::HistoryPage(page) if page.entries.is_empty() && page.hidden.is_empty() => {
-                        // The log ends before it: there is nothing to wait for.
-                        worker.orders.remove(&chat);
-                        self.gaps.remove(&chat);
-                        return Ok(());
+                    Reply::HistoryPage(page) => {
+                        let reaches = |last: Seq| last >= missing.from;
+                        let news = page.entries.iter().any(|entry| reaches(entry.seq))
+                            || page.hidden.iter().any(|range| reaches(range.to));
+                        if !news {
+                            // The log ends before it: there is nothing to wait for.
+                            worker.orders.remove(&chat);
+                            self.gaps.remove(&chat);
+                        }
+                        Incoming::Page { chat, page }
                     }
-                    Reply::HistoryPage(page) => Incoming::Page { chat, page },
                     Reply::Refused(refusal) if !refusal.code.is_passing() => Incoming::Hidden { chat, range: missing },
                     Reply::Refused(refusal) => {
                         let wait = refusal.retry_after().unwrap_or(RETRY);
@@ -366,7 +371,7 @@ impl Live {
                 Ok(())
             }
             Brought::List(result) => self.listed(worker, result?).await,
-            Brought::Compared { summary, agreed } => self.agreed(worker, summary, agreed?).await,
+            Brought::Compared { chat, summary, agreed } => self.agreed(worker, chat, summary, agreed?).await,
             Brought::Read { chat, up_to, result } => {
                 self.telling.remove(&chat);
                 // More may have been read meanwhile, or it was refused for now.
@@ -465,7 +470,7 @@ impl Live {
         }
         let touched: HashSet<ChatId> = items.iter().map(|item| item.chat().clone()).collect();
         let taken = worker.inner.store().take(&worker.inner.device, &mut worker.orders, items);
-        let Taken { advanced, unknown } = taken?;
+        let Taken { advanced, unknown, strange } = taken?;
         worker.inner.changed();
         for chat in unknown {
             self.ask_info(chat, None);
@@ -473,7 +478,10 @@ impl Live {
         for chat in touched {
             self.gaps.entry(chat).or_insert_with(Instant::now);
         }
-        for (chat, position) in advanced {
+        for (chat, first) in strange {
+            self.suspect(worker, chat, first)?;
+        }
+        for (chat, position) in advanced.into_iter().filter(|(chat, _)| !self.comparing.is_doubtful(chat)) {
             note(&mut worker.unacknowledged, chat, position);
         }
         self.acknowledge(worker).await
@@ -503,13 +511,16 @@ impl Live {
             };
             let own = self.sending.get(&chat).is_some_and(|sending| sending.in_flight > 0);
             let wait = if own { OWN_GAP } else { Duration::ZERO };
-            if self.fetching.len() >= FETCHES || self.fetching.contains(&chat) || now < since + wait {
+            let busy = self.fetching.contains(&chat) || self.comparing.is_doubtful(&chat);
+            if self.fetching.len() >= FETCHES || busy || now < since + wait {
                 continue;
             }
             self.fetching.insert(chat.clone());
-            let count = missing.to.get() - missing.from.get() + 1;
+            // With the last that is here, which shows whether what comes follows it.
+            let from = missing.from.prev().unwrap_or(missing.from);
+            let count = missing.to.get() - from.get() + 1;
             let limit = u16::try_from(count.min(limits::PAGE_ENTRIES as u64)).unwrap_or(u16::MAX);
-            let request = Request::History(History { chat: chat.clone(), range: Range::From(missing.from), limit });
+            let request = Request::History(History { chat: chat.clone(), range: Range::From(from), limit });
             self.errand(request, move |result| Brought::Gap { chat, missing, result });
         }
     }

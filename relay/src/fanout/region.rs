@@ -74,16 +74,15 @@ impl Worker {
         self.pushed_up_to((&read.device, &read.chat), track, covered, run.head, fits);
     }
 
-    /// A region does not have what came before what it got.
-    pub(super) fn lacks(&mut self, link: &Arc<Link>, chat: &ChatId, have: Option<Seq>) {
-        let Some(state) = self.devices.get_mut(&link.device) else { return };
-        if state.link.as_ref().is_none_or(|current| current.epoch != link.epoch) {
-            return;
-        }
+    /// A region does not have what came before what it got, or lost it. On whatever link it said so, it is to get it.
+    pub(super) fn lacks(&mut self, region: &RegionId, chat: &ChatId, have: Option<Seq>) {
+        let device = DeviceId::of_region(region);
+        let state = self.devices.entry(device.clone()).or_default();
         let from = have.map_or(Seq::FIRST, Seq::next);
-        link.rewind(chat);
+        if let Some(link) = &state.link {
+            link.rewind(chat);
+        }
         state.set(chat, Some(Track::Behind { from, pushed: None, latest: None }));
-        let device = link.device.clone();
         self.begin_row(&device, chat, from);
         self.drain(&device);
     }

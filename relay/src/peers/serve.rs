@@ -198,8 +198,8 @@ impl Served {
             }
             PeerFrame::Lacks { chat, have } => {
                 let owner = self.owner();
-                if let (Ok(owner), Some(link)) = (&owner, &self.region) {
-                    owner.fanout.lacks(link.clone(), chat, have).await;
+                if let (Ok(owner), Some(_)) = (&owner, &self.region) {
+                    owner.fanout.lacks(self.link.relay().region(), chat, have).await;
                 }
                 owner.map(|_| PeerFrame::Done)
             }

@@ -47,11 +47,17 @@ impl Comparing {
             Event::Hidden { chat, range } | Event::Gap { chat, range } => (chat, range.to),
             _ => return false,
         };
-        if self.restored {
+        let doubtful = self.restored || self.is_doubtful(chat);
+        if doubtful {
             let put_off = self.put_off.entry(chat.clone()).or_insert(last);
             *put_off = last.max(*put_off);
         }
-        self.restored
+        doubtful
+    }
+
+    /// It is not known how far a chat here is the relay's.
+    pub(super) fn is_doubtful(&self, chat: &ChatId) -> bool {
+        self.chats.contains(chat)
     }
 }
 
@@ -106,16 +112,7 @@ impl Live {
             }
             let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
             match position.filter(|_| self.comparing.restored) {
-                Some(position) => {
-                    let own = worker.inner.store().entry_ids(&chat, position.min(summary.head))?;
-                    let connection = self.session.connection().clone();
-                    self.held.insert(chat.clone());
-                    self.comparing.chats.insert(chat.clone());
-                    self.errands.spawn(async move {
-                        let agreed = agreed(&connection, &chat, &own).await;
-                        Brought::Compared { summary, agreed }
-                    });
-                }
+                Some(position) => self.compare(worker, &chat, position.min(summary.head), Some(summary))?,
                 None => self.known(worker, summary, position, &mut items)?,
             }
         }
@@ -128,6 +125,34 @@ impl Live {
             self.compared(worker)?;
         }
         Ok(())
+    }
+
+    /// Finds out how far a chat here is the relay's, up to `last` at most.
+    fn compare(
+        &mut self,
+        worker: &Worker,
+        chat: &ChatId,
+        last: Seq,
+        summary: Option<ChatSummary>,
+    ) -> Result<(), Error> {
+        let own = worker.inner.store().entry_ids(chat, last)?;
+        let (connection, chat) = (self.session.connection().clone(), chat.clone());
+        self.held.insert(chat.clone());
+        self.comparing.chats.insert(chat.clone());
+        self.errands.spawn(async move {
+            let agreed = agreed(&connection, &chat, &own).await;
+            Brought::Compared { chat, summary, agreed }
+        });
+        Ok(())
+    }
+
+    /// An entry of the relay's is another than the one here: its chat's home was restored, and nobody said so yet.
+    pub(super) fn suspect(&mut self, worker: &Worker, chat: ChatId, first: Seq) -> Result<(), Error> {
+        if self.comparing.is_doubtful(&chat) {
+            return Ok(());
+        }
+        tracing::warn!(%chat, seq = %first, "the relay has another entry there");
+        self.compare(worker, &chat, first, None)
     }
 
     /// Chats that the restored store does not know: whoever made them makes them again.
@@ -173,14 +198,15 @@ impl Live {
     pub(super) async fn agreed(
         &mut self,
         worker: &mut Worker,
-        summary: ChatSummary,
+        chat: ChatId,
+        summary: Option<ChatSummary>,
         agreed: Agreed,
     ) -> Result<(), Error> {
-        let chat = summary.chat.clone();
         let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
-        let cut = match agreed {
-            Agreed::Whole => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
-            Agreed::UpTo(last) => Some(last),
+        let cut = match (agreed, &summary) {
+            (Agreed::UpTo(last), _) => Some(last),
+            (Agreed::Whole, Some(summary)) => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
+            (Agreed::Whole, None) => None,
         };
         if let Some(last) = cut {
             tracing::warn!(%chat, ?last, "what is here is of another past from there on");
@@ -189,13 +215,29 @@ impl Live {
             worker.unacknowledged.remove(&chat);
             self.ask_info(chat.clone(), None);
         }
-        self.held.remove(&chat);
         self.comparing.chats.remove(&chat);
-        let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
-        let mut items = Vec::new();
-        self.known(worker, summary, position, &mut items)?;
-        self.take(worker, items).await?;
+        self.gaps.insert(chat.clone(), Instant::now());
+        if let Some(last) = self.comparing.put_off.remove(&chat) {
+            self.reaches(worker, &chat, last)?;
+        }
+        if let Some(summary) = summary {
+            self.held.remove(&chat);
+            let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+            let mut items = Vec::new();
+            self.known(worker, summary, position, &mut items)?;
+            self.take(worker, items).await?;
+        }
         self.compared(worker)
+    }
+
+    /// A chat reaches to an entry that was put off.
+    fn reaches(&mut self, worker: &mut Worker, chat: &ChatId, last: Seq) -> Result<(), Error> {
+        match worker.order(chat)? {
+            Some(order) => order.reaches(last),
+            None => self.ask_info(chat.clone(), None),
+        }
+        self.gaps.insert(chat.clone(), Instant::now());
+        Ok(())
     }
 
     /// Goes on once everything is compared.
@@ -208,11 +250,7 @@ impl Live {
             // Only now: a comparison that was cut off begins again.
             worker.inner.store().set_generation(self.welcome.store_generation)?;
             for (chat, last) in std::mem::take(&mut self.comparing.put_off) {
-                match worker.order(&chat)? {
-                    Some(order) => order.reaches(last),
-                    None => self.ask_info(chat.clone(), None),
-                }
-                self.gaps.insert(chat, Instant::now());
+                self.reaches(worker, &chat, last)?;
             }
         }
         worker.compared = true;
