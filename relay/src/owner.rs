@@ -12,8 +12,12 @@ use godwit_certs::folder::RelayFiles;
 use godwit_certs::identity::fingerprint;
 use godwit_core::{Sender, device};
 use godwit_wire::frame::{Credential, Reply, Request};
-use godwit_wire::{Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId, limits};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId, limits};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// When a client should look again for a copy of a chat.
+const NO_COPY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
@@ -23,6 +27,8 @@ pub(crate) struct Owner {
     /// Replaced by a reload.
     pub(crate) identity: Arc<ArcSwap<RelayFiles>>,
     pub(crate) clock: Clock,
+    /// Held while copies are compared with another region.
+    pub(crate) meeting: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn fault(error: StoreError) -> Refusal {
@@ -62,12 +68,19 @@ impl Owner {
                 Reply::ChatList(read.await.map_err(fault)?)
             }
             Request::GetChat { chat } => {
-                Reply::ChatInfo(self.store.read(move |store| store.chat_info(&device, &chat)).await.map_err(fault)??)
+                let id = chat.clone();
+                match self.store.read(move |store| store.chat_info(&device, &id)).await.map_err(fault)? {
+                    Ok(info) => Reply::ChatInfo(info),
+                    Err(refusal) => return Err(self.unless_copied(&chat, refusal).await),
+                }
             }
             Request::History(history) => {
                 let limit = page_limit(history.limit)?;
-                let read = self.store.history(device.user(), history.chat, history.range, limit);
-                Reply::HistoryPage(read.await.map_err(fault)??)
+                let read = self.store.history(device.user(), history.chat.clone(), history.range, limit);
+                match read.await.map_err(fault)? {
+                    Ok(page) => Reply::HistoryPage(page),
+                    Err(refusal) => return Err(self.unless_copied(&history.chat, refusal).await),
+                }
             }
             Request::Renew { csr } => self.renew(sender, &csr).await?,
             // Taken by sessions; named so that a new request is not forgotten here.
@@ -78,6 +91,19 @@ impl Owner {
             | Request::SendMessage(_)
             | Request::Redact(_) => return Err(Code::Internal.into()),
         })
+    }
+
+    /// Of a chat at home elsewhere the copy may still be on its way: that there is none here proves nothing.
+    async fn unless_copied(&self, chat: &ChatId, refusal: Refusal) -> Refusal {
+        if refusal.code != Code::NotParticipant || *chat.home() == self.region {
+            return refusal;
+        }
+        let id = chat.clone();
+        match self.store.read(move |store| store.head(&id)).await {
+            Ok(Some(_)) => refusal,
+            Ok(None) => Refusal::retry(Code::Unavailable, NO_COPY).explained("no copy of this chat is here yet"),
+            Err(error) => fault(error),
+        }
     }
 
     /// A new certificate for the same device and enrolment. A connection stays under the one it began with.

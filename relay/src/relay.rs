@@ -112,7 +112,8 @@ impl Home {
         let (mut worker, fanout) =
             Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
         worker.recover().await?;
-        let owner = Owner { region: id.region(), store, fanout, identity: identity.clone(), clock };
+        let owner =
+            Owner { region: id.region(), store, fanout, identity: identity.clone(), clock, meeting: Arc::default() };
         Ok(Self { owner, worker: (worker, committed), thread })
     }
 }

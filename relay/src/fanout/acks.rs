@@ -1,13 +1,17 @@
 //! Acknowledgements: what a device has taken, how far its user got, and what becomes of those who do not acknowledge.
 
 use super::chat::Loaded;
+use super::device::DeviceFan;
 use super::{Deferred, Report, Worker};
 use crate::edge::Link;
 use crate::store::InboxChange;
-use godwit_core::inbox::{Progress, Row, Track};
+use godwit_core::inbox::{Open, Progress, Row, Track};
 use godwit_wire::{ChatId, Seq, UserId};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// A device that did not acknowledge what it was sent again may take so many times longer before it is sent once more.
+const ASLEEP: u64 = 12;
 
 impl Worker {
     /// A user took or read a chat up to `up_to`; with `link`, on this connection.
@@ -93,10 +97,24 @@ impl Worker {
     pub(super) fn time_out(&mut self, now: u64) {
         let limit = u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut late = Vec::new();
+        let is_late = |open: &Open, limit: u64| now.saturating_sub(open.since_millis) >= limit;
         for (chat, fan) in &self.chats {
             for device in &fan.waiting {
                 if let Some(Track::Live { open, .. }) = self.devices.get(device).and_then(|d| d.track(chat))
-                    && now.saturating_sub(open.since_millis) >= limit
+                    && is_late(open, limit)
+                {
+                    late.push((device.clone(), chat.clone(), *open));
+                }
+            }
+        }
+        // What was read from the log for another relay has a row, and may have got lost on the way all the same. A
+        // device may be asleep; a region is not.
+        let remote = |state: &DeviceFan| state.link.as_ref().is_some_and(|link| link.remote_epoch().is_some());
+        for (device, state) in self.devices.iter().filter(|(_, state)| remote(state)) {
+            let limit = if device.is_region() { limit } else { limit * ASLEEP };
+            for (chat, track) in state.tracks() {
+                if let Track::Live { open, row: Row::Written } = track
+                    && is_late(open, limit)
                 {
                     late.push((device.clone(), chat.clone(), *open));
                 }

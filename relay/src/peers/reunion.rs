@@ -23,15 +23,21 @@ struct Compared {
     behind: Vec<(ChatId, Option<Seq>)>,
 }
 
-/// Compares until it is done, or the link has ended.
-pub(super) async fn meet(owner: &Owner, link: &Arc<PeerLink>) {
-    while let Err(refusal) = compare(owner, link).await {
-        if link.connection.is_closed() {
-            return;
+/// Compares, if need be, until it is done or the link has ended. `met` is called once entries may be taken.
+pub(super) async fn meet(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) {
+    // Of two links to one relay, as they are for a moment, the second finds it done.
+    let _turn = owner.meeting.lock().await;
+    while !have_met(owner, link).await {
+        match compare(owner, link, &met).await {
+            Ok(()) => break,
+            Err(_) if link.connection.is_closed() => return,
+            Err(refusal) => {
+                tracing::warn!(peer = %link.relay(), %refusal, "copies could not be compared yet");
+                tokio::time::sleep(AGAIN).await;
+            }
         }
-        tracing::warn!(peer = %link.relay(), %refusal, "copies could not be compared yet");
-        tokio::time::sleep(AGAIN).await;
     }
+    met();
 }
 
 fn pair(owner: &Owner, link: &PeerLink) -> String {
@@ -39,13 +45,13 @@ fn pair(owner: &Owner, link: &PeerLink) -> String {
 }
 
 /// Whether nothing was restored since the two met last.
-pub(super) async fn have_met(owner: &Owner, link: &PeerLink) -> bool {
+async fn have_met(owner: &Owner, link: &PeerLink) -> bool {
     let region = link.relay().region();
     let met = owner.store.read(move |store| store.met(&region)).await;
     met.is_ok_and(|met| met == Some(pair(owner, link)))
 }
 
-async fn compare(owner: &Owner, link: &Arc<PeerLink>) -> Result<(), Refusal> {
+async fn compare(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) -> Result<(), Refusal> {
     let Compared { wrong, mut behind } = all(owner, link).await?;
     if !wrong.is_empty() {
         tracing::warn!(peer = %link.relay(), count = wrong.len(), "copies of another past are dropped");
@@ -53,6 +59,8 @@ async fn compare(owner: &Owner, link: &Arc<PeerLink>) -> Result<(), Refusal> {
         owner.fanout.restored().await;
         behind.extend(wrong.into_iter().map(|chat| (chat, None)));
     }
+    // Answers come on the lanes that wait for it.
+    met();
     for (chat, have) in behind {
         let frame = PeerFrame::Lacks { chat: chat.clone(), have };
         match link.request(Some(&chat), &frame).map_err(LinkError::refusal)?.await.map_err(LinkError::refusal)? {

@@ -19,7 +19,8 @@ use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::{Ack, EnrolRequest, Reply};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, Ticket};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::SetOnce;
 use tokio::task::JoinSet;
 
 /// Requests on streams of their own that are answered at the same time.
@@ -40,7 +41,7 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
         owner.fanout.attached(region.clone()).await;
     }
     let served =
-        Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region, met: OnceLock::new() };
+        Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region, met: SetOnce::new() };
     let served = Arc::new(served);
     if served.region.is_some() {
         edge.router.cluster.spawn(served.clone().meet());
@@ -76,7 +77,7 @@ struct Served {
     /// If both ends hold the store of a region: the way by which the other region gets its users' entries.
     region: Option<Arc<Link>>,
     /// The copies of the other region's chats were compared with what it has, if need be.
-    met: OnceLock<()>,
+    met: SetOnce<()>,
 }
 
 fn malformed(error: impl ToString) -> Refusal {
@@ -86,11 +87,8 @@ fn malformed(error: impl ToString) -> Refusal {
 impl Served {
     async fn meet(self: Arc<Self>) {
         let Ok(owner) = self.owner() else { return };
-        if !reunion::have_met(owner, &self.link).await {
-            reunion::meet(owner, &self.link).await;
-        }
         // It is met once.
-        let _ = self.met.set(());
+        reunion::meet(owner, &self.link, || drop(self.met.set(()))).await;
     }
 
     async fn run(self: &Arc<Self>) -> Result<(), Refusal> {
@@ -255,8 +253,8 @@ impl Served {
 
     /// Keeps entries of a chat whose home the peer holds, and says so once they are durable.
     async fn replicate(&self, chat: ChatId, base: Option<Base>, records: &[Bytes]) {
-        // What is not taken before the two have met is sent again.
-        let (Ok(owner), Some(())) = (self.owner(), self.met.get()) else { return };
+        let Ok(owner) = self.owner() else { return };
+        self.met.wait().await;
         let entries: Result<Vec<Entry>, _> = records.iter().map(|record| decode_record(record)).collect();
         let Some(entries) = entries.ok().filter(|entries| !entries.is_empty() && self.is_home_of(&chat)) else {
             tracing::warn!(peer = %self.link.relay(), %chat, "entries that cannot be taken were passed over");
