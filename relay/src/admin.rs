@@ -1,8 +1,7 @@
 //! Health, metrics and commands for operators, over HTTP on a loopback address.
 
 use crate::config::Config;
-use crate::drain;
-use crate::edge::Edge;
+use crate::edge::{Edge, drain};
 use crate::metrics::Peer;
 use crate::store::{Snapshot, StoreError, file};
 use axum::Router;

@@ -6,11 +6,13 @@
 //! - [`forward`]: requests on their way to the home of their chat
 //! - [`remote`]: what a device's home hears of it, when that is another relay
 //! - [`registry`]: who is connected here; [`link`] the way to one device
+//! - [`drain`]: leaving, with devices handed over
 //! - [`placement`]: whether a device should be here, or at another relay
 //! - [`limits`]: what one user may ask for in a time
 
 mod accept;
 mod admission;
+pub(crate) mod drain;
 mod enrol;
 pub(crate) mod forward;
 mod lane;
@@ -28,7 +30,6 @@ pub(crate) use limits::{Rate, UserRates};
 pub(crate) use link::Link;
 pub(crate) use registry::Registry;
 
-use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::peers::{DeviceCredential, PeerLink};
@@ -36,6 +37,7 @@ use crate::revocations::{self, Revocations};
 use crate::router::Router;
 use admission::Admissions;
 use arc_swap::ArcSwap;
+use drain::Drain;
 use godwit_certs::chain::ChainVerifier;
 use godwit_core::Sender;
 use godwit_core::device::Revocation;

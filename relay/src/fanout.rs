@@ -9,6 +9,8 @@
 //! Capacity: entries between commit and here are bounded by the store's memory in flight; a device has at most
 //! [`FanoutConfig::window`] entries on its way, and what comes then waits in the log.
 //!
+//! - [`handle`]: what sessions and links tell it
+//! - [`users`]: whom it serves
 //! - [`acks`]: what devices have taken
 //! - [`chat`]: how far one chat got
 //! - [`device`]: what one device has to take
@@ -22,40 +24,41 @@ mod acks;
 mod chat;
 mod device;
 mod drain;
+mod handle;
 mod pushes;
 mod recover;
 mod region;
 mod save;
 #[cfg(test)]
 mod tests;
+mod users;
+
+pub(crate) use handle::Fanout;
 
 use crate::cluster::Cluster;
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
-use crate::store::{Committed, Floor, InboxChange, InboxWrite, RegionRun, Store, StoreError, Unsettled, Watermark};
+use crate::store::{Committed, InboxChange, InboxWrite, RegionRun, Store, Unsettled, Watermark};
 use bytes::Bytes;
 use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
 use drain::{Page, PageRead};
 use godwit_core::Entry;
-use godwit_core::device::Revocation;
 use godwit_core::inbox::Track;
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
+use handle::Input;
 use pushes::Pushes;
-pub(crate) use recover::another_past;
 use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Messages from sessions that wait, at most; a session waits then.
-const QUEUED_INPUTS: usize = 4096;
 /// Committed entries taken up at a time.
 const TAKE: usize = 1024;
 /// How often receipts are told, time-outs looked for and progress saved.
@@ -70,8 +73,6 @@ const IDLE_MILLIS: u64 = 1_000;
 const SAVE_LAG: u64 = 256;
 /// How often a store that is being opened anew is asked again.
 const STORE_POLL: Duration = Duration::from_millis(50);
-/// Users kept in memory who have no device connected.
-const IDLE_USERS: usize = 100_000;
 
 #[derive(Clone, Debug)]
 pub struct FanoutConfig {
@@ -94,41 +95,6 @@ impl Default for FanoutConfig {
             inbox_max_bytes: 64 << 20,
         }
     }
-}
-
-/// What sessions tell fan-out.
-#[derive(Debug)]
-enum Input {
-    Attached(Arc<Link>),
-    Detached(Arc<Link>),
-    Acks {
-        link: Arc<Link>,
-        acks: Vec<Ack>,
-    },
-    Read {
-        user: UserId,
-        chat: ChatId,
-        up_to: Seq,
-    },
-    /// A region has a chat only up to `have`.
-    Lacks {
-        region: RegionId,
-        chat: ChatId,
-        have: Option<Seq>,
-    },
-    /// How far users of another region got.
-    Reached {
-        region: RegionId,
-        chat: ChatId,
-        marks: Vec<(UserId, Watermark)>,
-    },
-    /// The store has another generation now.
-    Restored,
-    /// How far everybody got in a chat whose home is another region.
-    Floors {
-        chat: ChatId,
-        floors: Floors,
-    },
 }
 
 /// What fan-out's own errands bring back.
@@ -158,47 +124,6 @@ struct Deferred {
     link: Option<Arc<Link>>,
     up_to: Seq,
     read: bool,
-}
-
-/// A handle for sessions. Cloning shares it.
-#[derive(Clone, Debug)]
-pub(crate) struct Fanout {
-    inputs: mpsc::Sender<Input>,
-}
-
-impl Fanout {
-    // A failed send means that the relay is stopping; the store has everything for the next start.
-    pub(crate) async fn attached(&self, link: Arc<Link>) {
-        let _ = self.inputs.send(Input::Attached(link)).await;
-    }
-
-    pub(crate) async fn detached(&self, link: Arc<Link>) {
-        let _ = self.inputs.send(Input::Detached(link)).await;
-    }
-
-    pub(crate) async fn acknowledged(&self, link: Arc<Link>, acks: Vec<Ack>) {
-        let _ = self.inputs.send(Input::Acks { link, acks }).await;
-    }
-
-    pub(crate) async fn lacks(&self, region: RegionId, chat: ChatId, have: Option<Seq>) {
-        let _ = self.inputs.send(Input::Lacks { region, chat, have }).await;
-    }
-
-    pub(crate) async fn restored(&self) {
-        let _ = self.inputs.send(Input::Restored).await;
-    }
-
-    pub(crate) async fn reached(&self, region: RegionId, chat: ChatId, marks: Vec<(UserId, Watermark)>) {
-        let _ = self.inputs.send(Input::Reached { region, chat, marks }).await;
-    }
-
-    pub(crate) async fn floors(&self, chat: ChatId, delivered: Option<Floor>, read: Option<Floor>) {
-        let _ = self.inputs.send(Input::Floors { chat, floors: (delivered, read) }).await;
-    }
-
-    pub(crate) async fn read(&self, user: UserId, chat: ChatId, up_to: Seq) {
-        let _ = self.inputs.send(Input::Read { user, chat, up_to }).await;
-    }
 }
 
 /// The task. It ends when every [`Fanout`] is dropped, after saving how far it got.
@@ -237,7 +162,7 @@ impl Worker {
         clock: Clock,
         metrics: Metrics,
     ) -> (Self, Fanout) {
-        let (sender, inputs) = mpsc::channel(QUEUED_INPUTS);
+        let (fanout, inputs) = Fanout::new();
         // Bounded by what is asked for: a page a device, a load a chat, one save at a time.
         let (report, results) = mpsc::unbounded_channel();
         let saves = Save::start(store.clone(), {
@@ -266,7 +191,7 @@ impl Worker {
             begun: VecDeque::new(),
             moves: HashMap::new(),
         };
-        (worker, Fanout { inputs: sender })
+        (worker, fanout)
     }
 
     /// Delivers beyond this relay from now on.
@@ -344,62 +269,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Waits until the recipients of all of `events` are known: one whose devices were not read would count as served.
-    async fn meet(&mut self, events: &[Committed]) {
-        let mut unknown = HashSet::new();
-        for event in events {
-            if let Committed::Entry { chat, recipients, .. } = event {
-                let abroad = region::abroad(&self.region, chat, recipients);
-                let served = region::served(&self.region, recipients, &abroad);
-                unknown.extend(served.filter(|user| !self.users.contains_key(*user)).cloned());
-            }
-        }
-        while let Err(error) = self.load_users(unknown.iter().cloned()).await {
-            tracing::warn!(%error, "fan-out cannot read devices, and waits for the store");
-            tokio::time::sleep(STORE_POLL).await;
-        }
-    }
-
-    /// Devices and inbox rows of users that were not met yet.
-    async fn load_users(&mut self, users: impl Iterator<Item = UserId>) -> Result<(), StoreError> {
-        let unknown: Vec<UserId> = users.filter(|user| !self.users.contains_key(user)).collect();
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let loaded = self
-            .store
-            .read(move |store| {
-                let mut all = Vec::new();
-                for user in unknown {
-                    let rows = store.inbox_of_user(&user)?;
-                    let devices = if user.is_region() {
-                        vec![DeviceId::of_region(&user.home())]
-                    } else {
-                        store.devices(&user)?
-                    };
-                    all.push((user, devices, rows));
-                }
-                Ok(all)
-            })
-            .await?;
-        for (user, devices, rows) in loaded {
-            for device in &devices {
-                self.devices.entry(device.clone()).or_default();
-            }
-            self.users.insert(user, devices);
-            for (device, chat, row) in rows {
-                // What is known already is newer than the store.
-                if let Some(fan) = self.devices.get_mut(&device)
-                    && fan.track(&chat).is_none()
-                    && fan.link.is_none()
-                {
-                    fan.set(&chat, Some(Track::behind(row.from)));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn entry(&mut self, chat: &ChatId, entry: &Entry, recipients: &[UserId]) {
@@ -577,55 +446,6 @@ impl Worker {
         }
     }
 
-    async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
-        self.metrics.enrolments.inc();
-        if enrolment > 1 {
-            let at = self.clock.now();
-            let before = enrolment - 1;
-            self.shut_out(&Revocation { device: device.clone(), enrolment: before, why: Code::Superseded, at });
-        }
-        // The device may have connected before this news of it was taken up.
-        let link = self.devices.get(&device).and_then(|state| state.link.clone());
-        self.forget(&device);
-        // Read anew: its inbox rows begin with the enrolment.
-        self.users.remove(&device.user());
-        if let Some(link) = link.filter(|link| link.enrolment >= enrolment) {
-            self.attach(link).await;
-        }
-    }
-
-    /// Ends the device's connection, here or elsewhere, and tells all relays.
-    fn shut_out(&self, revocation: &Revocation) {
-        let Revocation { device, enrolment, why, .. } = revocation;
-        self.registry.shut_out(device, *enrolment, &(*why).into());
-        let link = self.devices.get(device).and_then(|state| state.link.as_ref());
-        if let Some(link) = link.filter(|link| link.enrolment <= *enrolment) {
-            link.close(&(*why).into());
-        }
-        if let Some(cluster) = &self.cluster {
-            cluster.shut_out(revocation);
-        }
-    }
-
-    fn revoked(&mut self, revocation: &Revocation) {
-        self.shut_out(revocation);
-        self.forget(&revocation.device);
-    }
-
-    /// Drops all that is known of a device; no chat waits for it.
-    fn forget(&mut self, device: &DeviceId) {
-        if let Some(devices) = self.users.get_mut(&device.user()) {
-            devices.retain(|known| known != device);
-        }
-        if let Some(state) = self.devices.remove(device) {
-            for (chat, _) in state.tracks() {
-                if let Some(fan) = self.chats.get_mut(chat) {
-                    fan.waiting.remove(device);
-                }
-            }
-        }
-    }
-
     async fn tick(&mut self) {
         let now = self.now();
         self.time_out(now);
@@ -704,27 +524,6 @@ impl Worker {
         }
         let moves = self.moves.drain().map(|((device, chat), change)| InboxWrite { device, chat, change });
         self.saves.rows(moves.collect());
-    }
-
-    /// Users without a connected device leave memory when there are many; the store has their inboxes.
-    fn forget_idle_users(&mut self) {
-        if self.users.len() <= IDLE_USERS || !self.rows.is_empty() || !self.saves.is_idle() {
-            return;
-        }
-        let idle: Vec<UserId> = self
-            .users
-            .iter()
-            .filter(|(_, devices)| {
-                devices.iter().all(|device| self.devices.get(device).is_none_or(|device| device.link.is_none()))
-            })
-            .take(self.users.len() - IDLE_USERS / 2)
-            .map(|(user, _)| user.clone())
-            .collect();
-        for user in idle {
-            for device in self.users.remove(&user).unwrap_or_default() {
-                self.devices.remove(&device);
-            }
-        }
     }
 }
 

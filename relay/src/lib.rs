@@ -11,7 +11,6 @@
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
-//! - [`drain`]: leaving, with devices handed over
 //! - [`owner`]: what the relay that holds the store does for a device
 //! - [`revocations`]: enrolments that are shut out, of every region
 //! - [`fanout`]: serves every recipient of every entry
@@ -20,7 +19,6 @@
 mod admin;
 pub mod cluster;
 pub mod config;
-mod drain;
 mod edge;
 mod fanout;
 pub mod metrics;

@@ -19,7 +19,7 @@ mod tests;
 pub(crate) use link::{DeviceCredential, LinkError, PeerLink};
 pub(crate) use serve::serve;
 
-use crate::quic::Connection;
+use crate::quic::{Connection, LaneIn, Unread};
 use frame::{PeerAsk, PeerHello, PeerWelcome, VERSIONS};
 use godwit_certs::Identity as Certified;
 use godwit_certs::identity::peer;
@@ -198,7 +198,7 @@ impl Peers {
     async fn greet(&self, connection: &Connection) -> Result<Arc<PeerLink>, Refusal> {
         let gone = |_| refused("the relay ended the connection");
         let relay = self.certified(connection)?;
-        let (mut send, mut receive) = connection.0.open_bi().await.map_err(gone)?;
+        let (mut send, receive) = connection.0.open_bi().await.map_err(gone)?;
         let mut frame = Vec::new();
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
         let hello = PeerHello { attempt, ..self.hello() };
@@ -206,26 +206,19 @@ impl Peers {
         send.write_all(&frame).await.map_err(|_| refused("the relay ended the connection"))?;
         // It fails only if the stream has ended.
         let _ = send.finish();
-        let mut reader = FrameReader::default();
-        loop {
-            if let Some(frame) = reader.next_frame().map_err(|error| refused(error.to_string()))? {
-                return match codec::decode_numbered(&frame) {
-                    Ok((_, Decoded::Frame(PeerWelcome::Hello(hello)))) => {
-                        self.link(connection, &relay, hello, Some(attempt))
-                    }
-                    Ok((_, Decoded::Frame(PeerWelcome::Refused(refusal)))) => Err(refusal),
-                    _ => Err(refused("the relay's hello cannot be read")),
-                };
-            }
-            match receive.read_chunk(64 << 10, true).await {
-                Ok(Some(chunk)) => reader.push(&chunk.bytes),
-                Ok(None) => return Err(refused("the relay ended the stream")),
-                Err(_) => {
-                    // Its reason says more.
-                    let reason = connection.0.closed().await;
-                    return Err(refused(reason.to_string()));
+        let frame = LaneIn(receive).frame(&mut FrameReader::default()).await;
+        match frame {
+            Ok(Some(frame)) => match codec::decode_numbered(&frame) {
+                Ok((_, Decoded::Frame(PeerWelcome::Hello(hello)))) => {
+                    self.link(connection, &relay, hello, Some(attempt))
                 }
-            }
+                Ok((_, Decoded::Frame(PeerWelcome::Refused(refusal)))) => Err(refusal),
+                _ => Err(refused("the relay's hello cannot be read")),
+            },
+            Ok(None) => Err(refused("the relay ended the stream")),
+            Err(Unread::Malformed(error)) => Err(refused(error.to_string())),
+            // The connection's reason says more.
+            Err(Unread::Gone) => Err(refused(connection.0.closed().await.to_string())),
         }
     }
 
@@ -235,18 +228,10 @@ impl Peers {
         let greeting = async {
             let gone = |_| refused("no hello came");
             let (mut receive, mut send) = connection.accept_lane().await.map_err(gone)?;
-            let mut reader = FrameReader::default();
-            let hello = loop {
-                if let Some(frame) = reader.next_frame().map_err(|error| refused(error.to_string()))? {
-                    match codec::decode_numbered(&frame) {
-                        Ok((_, Decoded::Frame(PeerAsk::Hello(hello)))) => break hello,
-                        _ => return Err(Refusal::because(Code::Malformed, "the first request must be a hello")),
-                    }
-                }
-                match receive.read().await.map_err(gone)? {
-                    Some(bytes) => reader.push(&bytes),
-                    None => return Err(refused("no hello came")),
-                }
+            let frame = receive.frame(&mut FrameReader::default()).await;
+            let frame = frame.map_err(|error| refused(error.to_string()))?.ok_or_else(|| refused("no hello came"))?;
+            let Ok((_, Decoded::Frame(PeerAsk::Hello(hello)))) = codec::decode_numbered(&frame) else {
+                return Err(Refusal::because(Code::Malformed, "the first request must be a hello"));
             };
             let link = self.link(connection, &relay, hello, None);
             let answer = match &link {

@@ -9,6 +9,7 @@ mod lanes;
 pub(crate) use lanes::Lanes;
 
 use bytes::Bytes;
+use godwit_wire::codec::{CodecError, FrameReader};
 use godwit_wire::{Code, Refusal, codec};
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -64,15 +65,43 @@ impl Connection {
     }
 }
 
+/// Why there is no frame.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unread {
+    #[error("the lane is gone")]
+    Gone,
+    #[error(transparent)]
+    Malformed(#[from] CodecError),
+}
+
+impl From<Gone> for Unread {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
 /// The receiving half of a lane.
 #[derive(Debug)]
-pub(crate) struct LaneIn(RecvStream);
+pub(crate) struct LaneIn(pub(crate) RecvStream);
 
 impl LaneIn {
     /// More bytes; none at the end. Cancel safe.
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, Gone> {
         let chunk = self.0.read_chunk(READ_BYTES, true).await.map_err(|_| Gone)?;
         Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    /// The next frame; none at the end.
+    pub(crate) async fn frame(&mut self, reader: &mut FrameReader) -> Result<Option<Bytes>, Unread> {
+        loop {
+            if let Some(frame) = reader.next_frame()? {
+                return Ok(Some(frame));
+            }
+            match self.read().await? {
+                Some(bytes) => reader.push(&bytes),
+                None => return Ok(None),
+            }
+        }
     }
 
     /// Tells the client to send no more on this lane.

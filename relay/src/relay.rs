@@ -3,8 +3,7 @@
 use crate::admin;
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, Role};
-use crate::drain;
-use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits};
+use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;

@@ -92,3 +92,9 @@ pub(crate) fn nowhere(device: &DeviceId) -> Refusal {
     let why = format!("{device} belongs to region {}, which this relay knows nothing of", device.home());
     Refusal::because(Code::WrongDevice, why)
 }
+
+/// How a device hears that its home's store has another past than when it connected.
+pub(crate) fn another_past() -> Refusal {
+    let again = Duration::from_millis(fastrand::u64(0..5_000));
+    Refusal::retry(Code::Unavailable, again).explained("the home's store was restored: connect again and compare")
+}

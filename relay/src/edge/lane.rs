@@ -9,7 +9,7 @@ use super::{Edge, Session};
 use crate::outbox::Tell;
 use crate::peers::frame::PeerAsk;
 use crate::peers::{LinkError, PeerLink};
-use crate::quic::{Connection, Gone, LaneIn, LaneOut};
+use crate::quic::{Connection, Gone, LaneIn, LaneOut, Unread};
 use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
@@ -50,16 +50,13 @@ impl Lane {
         let nothing = || Refusal::because(Code::Malformed, "no request came");
         let (receive, send) = connection.accept_lane().await.map_err(|_| nothing())?;
         let mut lane = Self::new(receive, send);
-        loop {
-            if let Some(frame) = lane.reader.next_frame().map_err(|error| malformed(&error))? {
-                let (number, request) = codec::decode_numbered(&frame).map_err(|error| malformed(&error))?;
-                return Ok((lane, number, request));
-            }
-            match lane.receive.read().await {
-                Ok(Some(bytes)) => lane.reader.push(&bytes),
-                Ok(None) | Err(_) => return Err(nothing()),
-            }
-        }
+        let frame = match lane.receive.frame(&mut lane.reader).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) | Err(Unread::Gone) => return Err(nothing()),
+            Err(Unread::Malformed(error)) => return Err(malformed(&error)),
+        };
+        let (number, request) = codec::decode_numbered(&frame).map_err(|error| malformed(&error))?;
+        Ok((lane, number, request))
     }
 
     /// Writes the only reply of a lane, and ends it.

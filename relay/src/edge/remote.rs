@@ -4,10 +4,9 @@
 //! back; what it acknowledged meanwhile is told then.
 
 use super::{Edge, Session};
-use crate::fanout::another_past;
-use crate::peers::PeerLink;
 use crate::peers::frame::PeerFrame;
-use crate::router::Route;
+use crate::peers::{LinkError, PeerLink};
+use crate::router::{Route, another_past};
 use godwit_wire::frame::Ack;
 use godwit_wire::{ChatId, Refusal, Seq, limits};
 use std::collections::HashMap;
@@ -131,10 +130,8 @@ fn tell(home: &PeerLink, session: &Session, acks: Vec<Ack>) -> bool {
 async fn attach(home: &Arc<PeerLink>, session: &Session, again: bool) -> Result<u64, Refusal> {
     session.show(home).await?;
     let frame = PeerFrame::Attach { device: session.sender.device.clone(), epoch: session.link.epoch, again };
-    match home.request(None, &frame).map_err(crate::peers::LinkError::refusal)?.await {
-        Ok(PeerFrame::Attached { generation }) => Ok(generation),
-        Ok(PeerFrame::Refused(refusal)) => Err(refusal),
-        Ok(_) => Err(crate::peers::LinkError::Confused.refusal()),
-        Err(error) => Err(error.refusal()),
+    match home.call(None, &frame).await? {
+        PeerFrame::Attached { generation } => Ok(generation),
+        _ => Err(LinkError::Confused.refusal()),
     }
 }

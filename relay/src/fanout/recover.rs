@@ -3,11 +3,11 @@
 use super::{Worker, region};
 use crate::edge::Link;
 use crate::revocations::forgotten_before;
+use crate::router::another_past;
 use crate::store::{PageLimit, StoreError};
-use godwit_wire::{ChatId, Code, Refusal, Seq};
+use godwit_wire::{ChatId, Seq};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Chats and entries taken up at a time after a crash.
 const RECOVER: PageLimit = PageLimit { entries: 1024, bytes: 4 << 20 };
@@ -101,10 +101,4 @@ impl Worker {
             tracing::warn!(%error, "fan-out cannot take up what was left");
         }
     }
-}
-
-/// How a device hears that its home's store has another past than when it connected.
-pub(crate) fn another_past() -> Refusal {
-    let again = Duration::from_millis(fastrand::u64(0..5_000));
-    Refusal::retry(Code::Unavailable, again).explained("the home's store was restored: connect again and compare")
 }

@@ -4,7 +4,7 @@
 //! whose answer does not come in time; a note that does not fit is dropped, which each kind of note can bear.
 
 use super::frame::{PeerAsk, PeerFrame, PeerHello};
-use crate::quic::{Connection, Lanes};
+use crate::quic::{Connection, LaneIn, Lanes, Unread};
 use bytes::Bytes;
 use godwit_certs::ticket::Attached;
 use godwit_gossip::Identity;
@@ -152,6 +152,19 @@ impl PeerLink {
         })
     }
 
+    /// Asks and gives the answer, if it is no refusal.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        chat: Option<&ChatId>,
+        request: &PeerFrame,
+    ) -> Result<PeerFrame, Refusal> {
+        let answer = self.request(chat, request).map_err(LinkError::refusal)?.await;
+        match answer.map_err(LinkError::refusal)? {
+            PeerFrame::Refused(refusal) => Err(refusal),
+            answer => Ok(answer),
+        }
+    }
+
     /// A reply came.
     pub(super) fn answered(&self, number: u32, reply: PeerFrame) {
         if let Some(sender) = locked(&self.waiting).replies.remove(&number) {
@@ -178,13 +191,11 @@ impl PeerLink {
         }
         let certificate = credential.certificate.iter().map(|der| Credential(Bytes::copy_from_slice(der))).collect();
         let frame = PeerFrame::Authorize { certificate, ticket: credential.ticket.clone() };
-        let reply = self.request(None, &frame).map_err(LinkError::refusal)?.await;
-        match reply.map_err(LinkError::refusal)? {
+        match self.call(None, &frame).await? {
             PeerFrame::Done => {
                 locked(&self.shown).insert(device.clone());
                 Ok(())
             }
-            PeerFrame::Refused(refusal) => Err(refusal),
             _ => Err(LinkError::Confused.refusal()),
         }
     }
@@ -203,7 +214,7 @@ impl PeerLink {
             send.write_all(&bytes).await.map_err(|_| LinkError::Gone)?;
             // It fails only if the stream has ended.
             let _ = send.finish();
-            Ok(Answer { receive, reader: FrameReader::with_limit(super::frame::FRAME_BYTES) })
+            Ok(Answer { receive: LaneIn(receive), reader: FrameReader::with_limit(super::frame::FRAME_BYTES) })
         };
         tokio::time::timeout(ANSWER, asking).await.map_err(|_| LinkError::Late)?
     }
@@ -263,7 +274,7 @@ impl Drop for Forget {
 /// An answer that comes on a stream of its own.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    receive: quinn::RecvStream,
+    receive: LaneIn,
     reader: FrameReader,
 }
 
@@ -271,17 +282,14 @@ impl Answer {
     /// The next frame of it; none at the end.
     pub(crate) async fn next<T: Frame>(&mut self) -> Result<Option<T>, LinkError> {
         let next = async {
-            loop {
-                if let Some(frame) = self.reader.next_frame().map_err(|_| LinkError::Confused)? {
-                    return match codec::decode_numbered(&frame) {
-                        Ok((_, Decoded::Frame(frame))) => Ok(Some(frame)),
-                        _ => Err(LinkError::Confused),
-                    };
-                }
-                match self.receive.read_chunk(64 << 10, true).await.map_err(|_| LinkError::Gone)? {
-                    Some(chunk) => self.reader.push(&chunk.bytes),
-                    None => return Ok(None),
-                }
+            match self.receive.frame(&mut self.reader).await {
+                Ok(Some(frame)) => match codec::decode_numbered(&frame) {
+                    Ok((_, Decoded::Frame(frame))) => Ok(Some(frame)),
+                    _ => Err(LinkError::Confused),
+                },
+                Ok(None) => Ok(None),
+                Err(Unread::Gone) => Err(LinkError::Gone),
+                Err(Unread::Malformed(_)) => Err(LinkError::Confused),
             }
         };
         tokio::time::timeout(ANSWER, next).await.map_err(|_| LinkError::Late)?

@@ -63,11 +63,9 @@ async fn compare(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) -> Result<
     met();
     for (chat, have) in behind {
         let frame = PeerFrame::Lacks { chat: chat.clone(), have };
-        match link.request(Some(&chat), &frame).map_err(LinkError::refusal)?.await.map_err(LinkError::refusal)? {
-            PeerFrame::Done => {}
-            PeerFrame::Refused(refusal) => return Err(refusal),
-            _ => return Err(LinkError::Confused.refusal()),
-        }
+        let PeerFrame::Done = link.call(Some(&chat), &frame).await? else {
+            return Err(LinkError::Confused.refusal());
+        };
     }
     owner.store.note_met(link.relay().region(), pair(owner, link)).await
 }

@@ -8,6 +8,7 @@ use super::link::PeerLink;
 use super::reunion;
 use crate::edge::{Edge, Link};
 use crate::owner::Owner;
+use crate::quic::Unread;
 use crate::revocations;
 use crate::store::{Base, Replicated, Snapshot};
 use bytes::Bytes;
@@ -358,20 +359,13 @@ impl Served {
         mut receive: crate::quic::LaneIn,
         mut send: crate::quic::LaneOut,
     ) -> Result<(), Refusal> {
-        let mut reader = FrameReader::default();
-        let ask = loop {
-            if let Some(frame) = reader.next_frame().map_err(malformed)? {
-                match codec::decode_numbered(&frame).map_err(malformed)?.1 {
-                    Decoded::Frame(ask) => break ask,
-                    // The stream's end says that there is no answer.
-                    Decoded::Unknown { .. } => return Ok(()),
-                }
-            }
-            match receive.read().await {
-                Ok(Some(bytes)) => reader.push(&bytes),
-                Ok(None) | Err(_) => return Ok(()),
-            }
+        let frame = match receive.frame(&mut FrameReader::default()).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) | Err(Unread::Gone) => return Ok(()),
+            Err(Unread::Malformed(error)) => return Err(malformed(error)),
         };
+        // The stream's end says that there is no answer.
+        let Decoded::Frame(ask) = codec::decode_numbered(&frame).map_err(malformed)?.1 else { return Ok(()) };
         let written = match ask {
             PeerAsk::Hello(_) => return Err(malformed("a second hello")),
             PeerAsk::Device { device, request } => {

@@ -4,7 +4,7 @@
 //! A device that is told to go connects to its new relay before it leaves this one. What waits in the outbox cannot go
 //! along: a device's ticket names the one relay that may act for it. It stays, durable, until its home takes it.
 
-use crate::edge::Edge;
+use super::Edge;
 use godwit_wire::{Code, Refusal};
 use std::collections::HashMap;
 use std::sync::Arc;
