@@ -220,6 +220,11 @@ impl Gossip {
         self.presence.holders(user)
     }
 
+    /// How many claims of another relay are known here.
+    pub fn claims_of(&self, relay: &RelayId) -> usize {
+        self.presence.claims_of(relay)
+    }
+
     /// The answer to a pull: this relay's own claims after `since`.
     pub fn claims_since(&mut self, epoch: u64, since: u64) -> Pages {
         self.own.pages(epoch, since)

@@ -60,6 +60,11 @@ impl Presence {
         self.table.holders(UserHash::of(user))
     }
 
+    /// How many claims of a relay are known.
+    pub fn claims_of(&self, relay: &RelayId) -> usize {
+        self.peers.get(relay).map_or(0, |peer| self.table.claims(&peer.number))
+    }
+
     pub fn len(&self) -> usize {
         self.table.len()
     }

@@ -147,6 +147,11 @@ impl Table {
     }
 
     /// Claims that are not dead.
+    /// Claims under one number.
+    pub fn claims(&self, number: &Number) -> usize {
+        self.slots[usize::from(number.0)].claims
+    }
+
     pub fn len(&self) -> usize {
         self.claims.len() - self.dead
     }

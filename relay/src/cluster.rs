@@ -311,6 +311,10 @@ impl Cluster {
         }
     }
 
+    fn claims_of(&self, relay: &RelayId) -> usize {
+        locked(&self.gossip).claims_of(relay)
+    }
+
     pub(crate) fn claims_since(&self, epoch: u64, since: u64) -> godwit_gossip::Pages {
         locked(&self.gossip).claims_since(epoch, since)
     }

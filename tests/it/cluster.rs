@@ -5,7 +5,7 @@ use godwit_certs::tls::{self, Crypto};
 use godwit_client::{
     Change, Client, ClientOptions, ConnectionState, Content, Error, Member, MessageState, Role, Title,
 };
-use godwit_tests::cluster::Cluster;
+use godwit_tests::cluster::{Cluster, until};
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
 use godwit_tests::talk::{numbered, send, texts};
@@ -37,6 +37,8 @@ async fn an_edge_carries_devices_of_its_region() -> Result<()> {
         ensure!(wire::metric(&text, name).is_some_and(|value| value > 0.0), "{name} in {text}");
     }
     ensure!(wire::metric(&text, "godwit_cluster_members").is_some_and(|members| members > 1.5), "two members");
+    let claims = || -> Vec<usize> { cluster.relay("eu/eu-1").cluster().members.iter().map(|m| m.claims).collect() };
+    until("a claim of each relay to be known", || claims() == [1, 1]).await?;
     Ok(())
 }
 

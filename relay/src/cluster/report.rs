@@ -32,6 +32,8 @@ pub struct MemberReport {
     pub connections: Option<u32>,
     pub cpu_permille: Option<u16>,
     pub commit_micros: Option<u32>,
+    /// Users that it claims, as far as they are known here.
+    pub claims: usize,
     /// Of its store; changes when that was restored from a backup. None for an edge, and without a link.
     pub generation: Option<u64>,
     /// None for this relay itself, and for one without a link.
@@ -70,6 +72,11 @@ impl Cluster {
                     cpu_permille: status.map(|status| status.cpu_permille),
                     generation: link.as_ref().and_then(|link| link.generation),
                     commit_micros: status.map(|status| status.commit_micros),
+                    claims: if identity.relay() == me.relay() {
+                        stats.claims_own
+                    } else {
+                        self.claims_of(identity.relay())
+                    },
                     link: link.map(|link| LinkReport {
                         version: link.version,
                         round_trip_micros: u64::try_from(link.connection.round_trip().as_micros()).unwrap_or(u64::MAX),

@@ -55,13 +55,14 @@ fn line(member: &MemberReport, own: bool) -> String {
         None => "no link".to_owned(),
     };
     format!(
-        "{:<16} {:<8} {:<5} {:<8} {:<21} {:>6} devices  {:>4} cpu  {}",
+        "{:<16} {:<8} {:<5} {:<8} {:<21} {:>6} devices  {:>6} claims  {:>4} cpu  {}",
         member.relay.as_str(),
         member.region,
         member.role,
         member.state,
         member.address.to_string(),
         known(member.connections.map(|count| count.to_string())),
+        member.claims,
         known(member.cpu_permille.map(|share| format!("{}%", share / 10))),
         link
     )
