@@ -57,6 +57,8 @@ pub(crate) struct Worker {
     unacknowledged: HashMap<ChatId, Seq>,
     /// The chats were compared with the relay's since the start.
     compared: bool,
+    /// Chats in which an entry came that is not the one here, with its place: to be compared, on whatever connection.
+    strange: HashMap<ChatId, Seq>,
 }
 
 impl Worker {
@@ -77,6 +79,7 @@ impl Worker {
             orders: Orders::new(),
             unacknowledged: HashMap::new(),
             compared: false,
+            strange: HashMap::new(),
         }
     }
 

@@ -125,7 +125,7 @@ fn of_cluster(edge: &Edge) {
     metrics.members_draining.set(gauge((members.iter().filter(|member| draining(member.status)).count() + own) as u64));
     metrics.link_round_trip.clear();
     metrics.link_queue.clear();
-    for link in edge.router.peers.all() {
+    for link in edge.router.cluster.peers.all() {
         let peer = Peer { relay: link.relay().to_string() };
         metrics.link_round_trip.get_or_create(&peer).set(link.connection.round_trip().as_secs_f64());
         metrics.link_queue.get_or_create(&peer).set(gauge(link.queued_bytes() as u64));

@@ -118,7 +118,7 @@ impl Edge {
         let Revocation { device, enrolment, why, .. } = revocation;
         self.registry.shut_out(device, *enrolment, &(*why).into());
         let Some(owner) = &self.router.owner else { return };
-        for peer in self.router.peers.all() {
+        for peer in self.router.cluster.peers.all() {
             let own_edge = peer.relay().region() == owner.region && peer.peer.kind() == Kind::Edge;
             if own_edge || device.home() == owner.region {
                 self.router.cluster.spawn(revocations::tell(peer, vec![revocation.clone()]));

@@ -191,10 +191,10 @@ impl Relay {
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::Randomness)?;
         let gossip = Gossip::new(me, &config.gossip(), u64::from_le_bytes(seed));
-        let cluster = Cluster::new(gossip, peers.clone());
+        let cluster = Cluster::new(gossip, peers);
         let edge = Arc::new(Edge::new(EdgeParts {
             relay: id.clone(),
-            router: Router { region: id.region(), owner, cluster, peers },
+            router: Router { region: id.region(), owner, cluster },
             registry,
             outbox: outbox.clone(),
             revocations: Arc::new(Revocations::new(crypto.clock.clone(), known)),
@@ -262,7 +262,7 @@ impl Relay {
             return Err(StartError::OtherRelay { found: files.relay, expected: self.id.clone() });
         }
         self.served.replace(files.credential.clone())?;
-        self.edge.router.peers.dial_with(dialling(&self.crypto, &files.root, files.credential.clone())?);
+        self.edge.router.cluster.peers.dial_with(dialling(&self.crypto, &files.root, files.credential.clone())?);
         self.identity.store(Arc::new(files));
         self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
         if (Config { limits: self.config.limits.clone(), ..config.clone() }) != self.config {

@@ -5,8 +5,8 @@
 
 use crate::cluster::Cluster;
 use crate::owner::Owner;
+use crate::peers::PeerLink;
 use crate::peers::frame::{PeerAsk, PeerPage};
-use crate::peers::{PeerLink, Peers};
 use godwit_core::Command;
 use godwit_wire::{Code, DeviceId, Refusal, RegionId, UserId};
 use std::collections::BTreeMap;
@@ -23,7 +23,6 @@ pub(crate) struct Router {
     /// None at an edge.
     pub(crate) owner: Option<Owner>,
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) peers: Arc<Peers>,
 }
 
 /// Who decides.
@@ -41,7 +40,7 @@ impl Router {
     pub(crate) fn route(&self, home: &RegionId) -> Route<'_> {
         match &self.owner {
             Some(owner) if *home == self.region => Route::Here(owner),
-            _ => match self.cluster.store_of(home).and_then(|relay| self.peers.get(&relay)) {
+            _ => match self.cluster.store_of(home).and_then(|relay| self.cluster.peers.get(&relay)) {
                 Some(link) => Route::There(link),
                 None if self.cluster.is_alone() => Route::Nowhere,
                 None => Route::Away,
@@ -77,7 +76,7 @@ impl Router {
 
     /// Hears whenever a route may have changed.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.peers.changes()
+        self.cluster.peers.changes()
     }
 }
 

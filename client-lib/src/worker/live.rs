@@ -208,6 +208,7 @@ impl Live {
         }
         self.acknowledge(worker).await?;
         self.measure(worker)?;
+        self.compare_on(worker)?;
         loop {
             self.close_gaps(worker);
             self.send_all(worker).await?;

@@ -90,8 +90,8 @@ async fn handshake(edge: Arc<Edge>, incoming: Incoming, permit: OwnedSemaphorePe
         result
     } else if alpn.as_deref() == Some(ALPN_PEER) {
         drop(permit);
-        match edge.router.peers.accept(&connection).await {
-            Ok(link) if edge.router.peers.enter(&link) => return peers::serve(&edge, link).await,
+        match edge.router.cluster.peers.accept(&connection).await {
+            Ok(link) if edge.router.cluster.peers.enter(&link) => return peers::serve(&edge, link).await,
             Ok(_) => return,
             Err(refusal) => Err(refusal),
         }

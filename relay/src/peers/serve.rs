@@ -53,7 +53,7 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
         tracing::warn!(peer = %link.relay(), %refusal, "a link was ended");
         link.close(refusal);
     }
-    edge.router.peers.leave(&link);
+    edge.router.cluster.peers.leave(&link);
     let attached = std::mem::take(&mut *served.attached.lock().unwrap_or_else(PoisonError::into_inner));
     if let Some(owner) = &edge.router.owner {
         for device in attached.into_values().chain(served.region.clone()) {

@@ -147,12 +147,23 @@ impl Live {
     }
 
     /// An entry of the relay's is another than the one here: its chat's home was restored, and nobody said so yet.
-    pub(super) fn suspect(&mut self, worker: &Worker, chat: ChatId, first: Seq) -> Result<(), Error> {
+    pub(super) fn suspect(&mut self, worker: &mut Worker, chat: ChatId, first: Seq) -> Result<(), Error> {
         if self.comparing.is_doubtful(&chat) {
             return Ok(());
         }
         tracing::warn!(%chat, seq = %first, "the relay has another entry there");
+        worker.strange.insert(chat.clone(), first);
         self.compare(worker, &chat, first, None)
+    }
+
+    /// Goes on with comparisons that the end of a connection cut off.
+    pub(super) fn compare_on(&mut self, worker: &Worker) -> Result<(), Error> {
+        // All are compared whole after a restore that was told of.
+        let strange = worker.strange.iter().filter(|_| !self.comparing.restored);
+        for (chat, first) in strange.map(|(chat, first)| (chat.clone(), *first)).collect::<Vec<_>>() {
+            self.compare(worker, &chat, first, None)?;
+        }
+        Ok(())
     }
 
     /// Chats that the restored store does not know: whoever made them makes them again.
@@ -216,6 +227,7 @@ impl Live {
             self.ask_info(chat.clone(), None);
         }
         self.comparing.chats.remove(&chat);
+        worker.strange.remove(&chat);
         self.gaps.insert(chat.clone(), Instant::now());
         if let Some(last) = self.comparing.put_off.remove(&chat) {
             self.reaches(worker, &chat, last)?;
