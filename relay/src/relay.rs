@@ -103,6 +103,7 @@ impl Home {
     ) -> Result<Self, StartError> {
         let path = config.data.join(file::NAME);
         let opener = file::opener(path, id.region(), config.store.cache.bytes());
+        file::begin_run(&opener()?, &config.data)?;
         let free = file::free_bytes(config.data.clone());
         let clock = crypto.clock.clone();
         let OpenStore { store, committed, thread } =

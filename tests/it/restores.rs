@@ -24,7 +24,7 @@ async fn back_up(cluster: &Cluster, id: &str) -> Result<()> {
 async fn restore(cluster: &mut Cluster, id: &str) -> Result<()> {
     cluster.down(id).await;
     let data = cluster.data(id);
-    std::fs::rename(data.join("backup.redb"), data.join("store.redb"))?;
+    std::fs::copy(data.join("backup.redb"), data.join("store.redb"))?;
     cluster.up(id).await?;
     cluster.meet().await
 }
@@ -158,4 +158,48 @@ async fn a_restored_region_is_given_what_its_copies_lack() -> Result<()> {
     let (a, b) = (shown(&bob, &quiet, 40).await?, shown(&bob, &new, 10).await?);
     each_once(&a, 0..40)?;
     each_once(&b, 0..10)
+}
+
+/// What carol sends between restores of the same copy is lost each time, and sent again each time.
+async fn the_same_copy_again_and_again(cold: bool) -> Result<()> {
+    let mut cluster = Cluster::start(&TWO).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let chat = group(&alice, &["bob@us"]).await?;
+    send(&alice, &chat, 0..3, MessageState::Delivered).await?;
+    if cold {
+        cluster.down("eu/eu-1").await;
+        let data = cluster.data("eu/eu-1");
+        std::fs::copy(data.join("store.redb"), data.join("backup.redb"))?;
+        cluster.up("eu/eu-1").await?;
+        cluster.meet().await?;
+    } else {
+        back_up(&cluster, "eu/eu-1").await?;
+    }
+    for round in 0..3 {
+        let first = 3 + round * 10;
+        send(&alice, &chat, first..first + 5, MessageState::Delivered).await?;
+        send(&bob, &chat, first + 5..first + 10, MessageState::Delivered).await?;
+        restore(&mut cluster, "eu/eu-1").await?;
+    }
+    send(&alice, &chat, 33..34, MessageState::Delivered).await?;
+    let seen = shown(&alice, &chat, 34).await?;
+    each_once(&seen, 0..34)?;
+    ensure!(shown(&bob, &chat, 34).await? == seen, "bob sees another order");
+    // A device that was not there has it from the logs alone.
+    for (device, at) in [("alice@eu/laptop", "eu/eu-1"), ("bob@us/laptop", "us/us-1")] {
+        let fresh = cluster.client(device, &[at]).await?;
+        ensure!(shown(&fresh, &chat, 34).await? == seen, "{device} sees something else");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_backup_can_be_restored_more_than_once() -> Result<()> {
+    the_same_copy_again_and_again(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_file_put_back_is_noticed_as_a_backup_is() -> Result<()> {
+    the_same_copy_again_and_again(true).await
 }

@@ -6,7 +6,8 @@ use crate::store::keys::Parts;
 use godwit_core::{Chat, Entry};
 use godwit_wire::{ChatId, RegionId, Seq};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub const FORMAT: u32 = 1;
 const COPY_ROWS: usize = 10_000;
 /// The file's name in a relay's data folder.
 pub const NAME: &str = "store.redb";
+/// Beside it: how often a relay has started on it.
+const RUNS_NAME: &str = "store.runs";
 
 /// How to open the store file at `path` for `region`; makes it if there is none.
 pub fn opener(path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
@@ -125,6 +128,64 @@ pub fn generation(database: &Database) -> Result<u64, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
 }
 
+/// Counts a relay's start on its store. Where the store goes on from another past than the one that the relay in this
+/// folder had last, it gets a new generation: it is a copy that was made by [`copy`], or an older file put back in its
+/// place, which a count beside it tells.
+pub(crate) fn begin_run(database: &Database, folder: &Path) -> Result<(), StoreError> {
+    let path = folder.join(RUNS_NAME);
+    let io = |source| StoreError::File { path: path.clone(), source };
+    let beside: Option<u64> = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().ok(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(io(error)),
+    };
+    let read = database.begin_read()?;
+    let runs = meta::get(&read, meta::RUNS)?.and_then(|text| text.parse::<u64>().ok());
+    let is_copy = meta::get(&read, meta::COPY)?.is_some();
+    drop(read);
+    // One more in the file than beside it is a crash between the two.
+    let goes_on = match (runs, beside) {
+        (Some(runs), Some(beside)) => runs == beside || runs == beside + 1,
+        (Some(_), None) => false,
+        (None, beside) => beside.is_none(),
+    };
+    let runs = runs.unwrap_or(0).max(beside.unwrap_or(0)) + 1;
+    let restored = is_copy || !goes_on;
+    match note_run(database, runs, restored) {
+        Err(error) if restored => return Err(error),
+        // On a full disk a relay starts all the same. At worst a later start is taken for a restore, which costs a
+        // comparison.
+        Err(error) => tracing::warn!(%error, "the start on the store cannot be noted"),
+        Ok(()) => {
+            if let Err(error) = write_beside(folder, &path, runs) {
+                tracing::warn!(%error, path = %path.display(), "the start on the store cannot be noted");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn note_run(database: &Database, runs: u64, restored: bool) -> Result<(), StoreError> {
+    let txn = database.begin_write()?;
+    meta::put(&txn, meta::RUNS, &runs.to_string())?;
+    if restored {
+        let generation = new_generation();
+        tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
+        meta::put(&txn, meta::GENERATION, &generation.to_string())?;
+        meta::remove(&txn, meta::COPY)?;
+    }
+    Ok(txn.commit()?)
+}
+
+fn write_beside(folder: &Path, path: &Path, runs: u64) -> io::Result<()> {
+    let next = path.with_extension("new");
+    let mut file = File::create(&next)?;
+    file.write_all(runs.to_string().as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&next, path)?;
+    File::open(folder)?.sync_all()
+}
+
 /// A generation that no store had before.
 pub(super) fn new_generation() -> u64 {
     fastrand::u64(1..)
@@ -136,8 +197,8 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
-/// Copies the store as it is now to a new file at `to`. It has a generation of its own, so that clients which connect to
-/// a relay started on the copy compare what they have.
+/// Copies the store as it is now to a new file at `to`. Each start on such a
+/// copy has a generation of its own, so that clients compare what they have.
 ///
 /// # Errors
 /// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay
@@ -168,11 +229,10 @@ pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
         }
     }
     let region = meta::get(&from, meta::REGION)?.ok_or(StoreError::Inconsistent("no region"))?;
-    // Any other: two copies of one store are two pasts as well.
-    let generation = new_generation();
     let txn = target.begin_write()?;
     meta::put(&txn, meta::REGION, &region)?;
-    meta::put(&txn, meta::GENERATION, &generation.to_string())?;
+    meta::put(&txn, meta::GENERATION, &new_generation().to_string())?;
+    meta::put(&txn, meta::COPY, "")?;
     meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
     txn.commit()?;
     Ok(())

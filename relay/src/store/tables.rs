@@ -214,6 +214,10 @@ pub(super) mod meta {
     pub(in crate::store) const FORMAT: &str = "format";
     pub(in crate::store) const GENERATION: &str = "generation";
     pub(in crate::store) const REGION: &str = "region";
+    /// Of a copy that no relay has started on yet.
+    pub(in crate::store) const COPY: &str = "copy";
+    /// How often a relay has started on the file.
+    pub(in crate::store) const RUNS: &str = "runs";
 
     pub(in crate::store) fn get(txn: &ReadTransaction, name: &str) -> Result<Option<String>, StoreError> {
         match txn.open_table(META) {
@@ -228,6 +232,11 @@ pub(super) mod meta {
 
     pub(in crate::store) fn put(txn: &WriteTransaction, name: &str, value: &str) -> Result<(), StoreError> {
         txn.open_table(META)?.insert(name.as_bytes(), value.as_bytes())?;
+        Ok(())
+    }
+
+    pub(in crate::store) fn remove(txn: &WriteTransaction, name: &str) -> Result<(), StoreError> {
+        txn.open_table(META)?.remove(name.as_bytes())?;
         Ok(())
     }
 }
