@@ -123,6 +123,7 @@ fn of_cluster(edge: &Edge) {
     let own = usize::from(cluster.status().draining);
     metrics.members.set(gauge(members.len() as u64 + 1));
     metrics.members_draining.set(gauge((members.iter().filter(|member| draining(member.status)).count() + own) as u64));
+    metrics.members_down.set(gauge(cluster.lost().len() as u64));
     metrics.link_round_trip.clear();
     metrics.link_queue.clear();
     for link in edge.router.cluster.peers.all() {

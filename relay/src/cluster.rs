@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// The relay with the larger id lets the other one dial first.
 const COURTESY: Duration = Duration::from_millis(500);
 
+/// How long a relay that went down is shown. One that left for good looks the same.
+const REMEMBER_LOST: Duration = Duration::from_hours(1);
 /// Pulls of claims at the same time.
 const PULLS: usize = 16;
 
@@ -38,6 +41,8 @@ pub(crate) struct Cluster {
     pub(crate) peers: Arc<Peers>,
     /// Relays that hold a region's store, by region. More than one in a region is a mistake of its operator.
     stores: RwLock<HashMap<RegionId, BTreeSet<RelayId>>>,
+    /// Relays that went down and did not come back, with what was heard of them last; for an operator to see.
+    lost: Mutex<BTreeMap<RelayId, (Identity, Instant)>>,
     /// It was told of other relays, or met one.
     joined: AtomicBool,
     /// Pulls at the same time.
@@ -60,6 +65,7 @@ impl Cluster {
             gossip: Mutex::new(gossip),
             peers,
             stores: RwLock::default(),
+            lost: Mutex::default(),
             joined: AtomicBool::new(false),
             pulls: Semaphore::new(PULLS),
             kept: Mutex::default(),
@@ -125,6 +131,7 @@ impl Cluster {
             Effect::Timer { after, timer } => self.later(after, timer),
             Effect::Up(identity) => {
                 tracing::info!(relay = %identity.relay(), address = %identity.addr(), "a relay is up");
+                locked(&self.lost).remove(identity.relay());
                 if identity.kind() == Kind::Store {
                     let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                     let region = stores.entry(identity.relay().region()).or_default();
@@ -138,6 +145,7 @@ impl Cluster {
             }
             Effect::Down(identity) => {
                 tracing::warn!(relay = %identity.relay(), "a relay is down");
+                locked(&self.lost).insert(identity.relay().clone(), (identity.clone(), Instant::now()));
                 let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                 if let Some(region) = stores.get_mut(&identity.relay().region()) {
                     region.remove(identity.relay());
@@ -328,6 +336,14 @@ impl Cluster {
     /// The other relays that are up.
     pub(crate) fn members(&self) -> Vec<godwit_gossip::Member> {
         locked(&self.gossip).members()
+    }
+
+    /// Relays that went down lately.
+    pub(crate) fn lost(&self) -> Vec<Identity> {
+        let up: HashSet<RelayId> = self.members().iter().map(|member| member.identity.relay().clone()).collect();
+        let mut lost = locked(&self.lost);
+        lost.retain(|relay, (_, since)| since.elapsed() < REMEMBER_LOST && !up.contains(relay));
+        lost.values().map(|(identity, _)| identity.clone()).collect()
     }
 
     /// How this relay is doing, as the others are told.

@@ -71,6 +71,7 @@ metrics! {
     outbox_depth: Gauge, "outbox_requests", "Requests that wait for their home";
     outbox_oldest: Gauge (Seconds), "outbox_oldest_age", "Age of the oldest request that waits for its home";
     members: Gauge, "cluster_members", "Relays that are up, this one among them";
+    members_down: Gauge, "cluster_members_down", "Relays that went down within the last hour and did not come back";
     members_draining: Gauge, "cluster_members_draining", "Of these, those that hand their devices over";
     link_round_trip: LinkSeconds (Seconds), "link_round_trip", "Round trip to a relay that is linked";
     link_queue: LinkBytes (Bytes), "link_queue", "What waits to be written to a relay";

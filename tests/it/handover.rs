@@ -216,9 +216,24 @@ async fn an_idle_device_of_a_killed_relay_finds_another_by_itself() -> Result<()
     let others = [&processes.relays[0].quic, &processes.relays[2].quic].map(Clone::clone);
     ensure!(at(&alice) == processes.relays[1].quic, "at the edge");
     processes.relays[1].kill().await?;
+    let killed = processes.relays[1].quic.clone();
     // The transport would give up after 30 seconds; what it sends without an answer says so sooner.
     let begun = Instant::now();
     until("alice to be elsewhere", || others.contains(&at(&alice))).await?;
     ensure!(begun.elapsed() < Duration::from_secs(20), "within seconds, not after {:?}", begun.elapsed());
+    let admin = processes.relays[0].admin.clone();
+    let shown = tokio::task::spawn_blocking(move || {
+        loop {
+            let status = process::succeed("godwit", &["status", "--admin", &admin])?;
+            let line = status.lines().find(|line| line.contains(&killed));
+            // Until it is declared down it is shown as it was.
+            if line.is_none_or(|line| !line.contains(" up ")) {
+                return anyhow::Ok(line.map(str::to_owned));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let line = tokio::time::timeout(PATIENCE, shown).await???;
+    ensure!(line.as_ref().is_some_and(|line| line.contains(" down ")), "an operator sees who is missing: {line:?}");
     Ok(())
 }

@@ -8,6 +8,7 @@ use godwit_certs::authority::Credential;
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
 use godwit_client::{Client, ClientOptions, EnrolOptions};
+use godwit_relay::cluster::report::MemberReport;
 use godwit_relay::config::Layers;
 use godwit_relay::{Config, Relay, StartError};
 use godwit_wire::{Clock, DeviceId, RelayId};
@@ -113,7 +114,7 @@ impl Cluster {
         let up: Vec<&Relay> = self.members.values().filter_map(|member| member.relay.as_ref()).collect();
         let met = || {
             up.iter().all(|relay| {
-                let members = relay.cluster().members;
+                let members: Vec<_> = relay.cluster().members.into_iter().filter(MemberReport::is_up).collect();
                 let linked = members.iter().filter(|member| member.link.is_some()).count();
                 members.len() == up.len() && linked == up.len() - 1
             })

@@ -324,6 +324,7 @@ impl Live {
                             // The log ends before it: there is nothing to wait for.
                             worker.orders.remove(&chat);
                             self.gaps.remove(&chat);
+                            self.room |= self.held.remove(&chat);
                         }
                         Incoming::Page { chat, page }
                     }

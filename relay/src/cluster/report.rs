@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub relay: RelayId,
-    /// All relays that are up, this one among them, by their ids.
+    /// All relays that are up, this one among them, and those that went down within the last hour, by their ids.
     pub members: Vec<MemberReport>,
     /// Users claimed by this relay.
     pub claims_own: usize,
@@ -26,7 +26,7 @@ pub struct MemberReport {
     /// `store` or `edge`.
     pub role: String,
     pub address: SocketAddr,
-    /// `up`, or `draining`.
+    /// `up`, `draining`, or `down`.
     pub state: String,
     /// Devices connected; none until it was told.
     pub connections: Option<u32>,
@@ -48,6 +48,19 @@ pub struct LinkReport {
     pub queued_bytes: usize,
 }
 
+impl MemberReport {
+    pub fn is_up(&self) -> bool {
+        self.state != "down"
+    }
+}
+
+fn role(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Store => "store",
+        Kind::Edge => "edge",
+    }
+}
+
 impl Cluster {
     pub(crate) fn report(&self, outbox: usize) -> Report {
         let me = self.peers.me();
@@ -61,11 +74,7 @@ impl Cluster {
                 MemberReport {
                     relay: identity.relay().clone(),
                     region: identity.relay().region().to_string(),
-                    role: match identity.kind() {
-                        Kind::Store => "store",
-                        Kind::Edge => "edge",
-                    }
-                    .to_owned(),
+                    role: role(identity.kind()).to_owned(),
                     address: identity.addr(),
                     state: if status.is_some_and(|status| status.draining) { "draining" } else { "up" }.to_owned(),
                     connections: status.map(|status| status.connections),
@@ -85,6 +94,19 @@ impl Cluster {
                 }
             })
             .collect();
+        members.extend(self.lost().into_iter().map(|identity| MemberReport {
+            relay: identity.relay().clone(),
+            region: identity.relay().region().to_string(),
+            role: role(identity.kind()).to_owned(),
+            address: identity.addr(),
+            state: "down".to_owned(),
+            connections: None,
+            cpu_permille: None,
+            commit_micros: None,
+            claims: 0,
+            generation: None,
+            link: None,
+        }));
         members.sort_by(|a, b| a.relay.as_str().cmp(b.relay.as_str()));
         let Stats { claims_own, claims_known, .. } = stats;
         Report { relay: me.relay().clone(), members, claims_own, claims_known, outbox }

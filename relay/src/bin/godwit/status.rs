@@ -12,9 +12,9 @@ pub(crate) fn run(admin: &str, json: bool) -> Result<(), Fault> {
     }
     let report = parse(&text)?;
     print(&format!(
-        "{}: {} relays, {} claims of its own, {} of others, {} requests in its outbox",
+        "{}: {} relays up, {} claims of its own, {} of others, {} requests in its outbox",
         report.relay,
-        report.members.len(),
+        report.members.iter().filter(|member| member.is_up()).count(),
         report.claims_own,
         report.claims_known,
         report.outbox,

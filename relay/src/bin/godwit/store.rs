@@ -70,6 +70,7 @@ pub(crate) fn ask(admin: &str, path: &str, query: &[(&str, &str)]) -> Result<Str
         Ok(text.trim_end().to_owned())
     } else {
         let code = if response.status() == 408 { UNREACHABLE } else { REFUSED };
-        Err(Fault::new(code, anyhow::anyhow!("{}", text.trim())))
+        let said = if text.trim().is_empty() { "no reason was given" } else { text.trim() };
+        Err(Fault::new(code, anyhow::anyhow!("admin {admin}: {}: {said}", response.status())))
     }
 }

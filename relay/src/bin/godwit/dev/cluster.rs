@@ -40,6 +40,9 @@ fn names(regions: &[RegionId], relays: u16) -> Vec<(RelayId, &'static str)> {
 
 pub(super) async fn run(args: &Args, authority: &AuthorityDir) -> Result<(), Fault> {
     let regions = if args.regions.is_empty() { vec![args.region.clone()] } else { args.regions.clone() };
+    if let Some(twice) = regions.iter().enumerate().find(|(i, region)| regions[..*i].contains(region)) {
+        return Err(Fault::new(crate::fault::USAGE, anyhow!("--regions: {} is named twice", twice.1)));
+    }
     if usize::from(args.relays) < regions.len() {
         let why = anyhow!("--relays {}: every region of --regions needs one", args.relays);
         return Err(Fault::new(crate::fault::USAGE, why));
