@@ -425,3 +425,42 @@ async fn a_chat_is_read_at_its_own_home_while_the_readers_is_away() -> Result<()
     ensure!(refusal.code == Code::Unavailable && refusal.retry_after().is_some(), "{refusal}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_claim_costs_a_detour_and_no_message() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO_REGIONS).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let credential = cluster.enrol("dora@us/phone", "us/us-1").await?;
+    let member = |user: &str| Member { user: user.parse().unwrap(), role: Role::Member };
+    let (chat, created) = alice.create_group(Title::parse("walks")?, vec![member("dora@us")])?;
+    alice.wait_for(created, MessageState::Sent, PATIENCE).await?;
+    cluster.down("us/us-1").await;
+    // Dora leaves the edge again and again, and alice writes before the others can know: pushed to where nobody is.
+    let misses = "godwit_direct_push_misses_total";
+    let mut sent = 0;
+    let missed = async {
+        while cluster.metric("eu/eu-2", misses) < 0.5 {
+            let dora = cluster.connect(credential.clone(), "eu/eu-2").await?;
+            let known = || cluster.relay("eu/eu-1").cluster().claims_known > 0;
+            until("the claim to be known", known).await?;
+            dora.connection.close(0u32.into(), b"");
+            send(&alice, &chat, sent..sent + 1, MessageState::Sent).await?;
+            sent += 1;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, missed).await.context("no claim was ever stale")??;
+    cluster.up("us/us-1").await?;
+    cluster.meet().await?;
+    // Her home has all of it for her, in order, wherever she comes back.
+    let mut dora = cluster.connect(credential, "eu/eu-2").await?;
+    let mut last = 0;
+    while last < 1 + sent as u64 {
+        if let Pushed::Entry { entry, .. } = dora.event().await? {
+            // On the wire delivery is at least once.
+            ensure!(entry.seq.get() <= last + 1, "{} after {last}", entry.seq);
+            last = last.max(entry.seq.get());
+        }
+    }
+    Ok(())
+}
