@@ -1,6 +1,6 @@
 //! Relays that are not to be trusted, over real links to a real relay.
 
-use super::frame::PeerFrame;
+use super::frame::{PeerFrame, PeerPage};
 use super::*;
 use crate::config::{Config, Layers};
 use crate::quic::endpoint::peer_transport;
@@ -236,4 +236,22 @@ async fn a_peer_without_a_common_version_is_told_so() {
     peers.renewed(Identity::new(me.relay().clone(), me.addr(), 2, both, Kind::Store));
     let link = peers.dial(victim.relay.quic).await.unwrap();
     assert_eq!(link.version, VERSIONS.max);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_of_the_version_before_is_understood() {
+    let victim = Victim::new().await;
+    let peers = victim.peers("us/us-1", victim.credential("us/us-1"));
+    let me = peers.me();
+    let before = Versions { min: VERSIONS.min, max: VERSIONS.min };
+    peers.renewed(Identity::new(me.relay().clone(), me.addr(), 1, before, Kind::Store));
+    let link = peers.dial(victim.relay.quic).await.unwrap();
+    assert_eq!(link.version, VERSIONS.min);
+    // It is asked in that version, and what it asks is answered.
+    let nobody: godwit_wire::UserId = "nobody@eu".parse().unwrap();
+    let PeerPage::Missing(missing) = link.ask_one(&PeerAsk::Missing(vec![nobody.clone()])).await.unwrap() else {
+        panic!("answered with something else")
+    };
+    assert_eq!(missing, [nobody]);
+    assert!(!link.connection.is_closed());
 }
