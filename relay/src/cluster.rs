@@ -131,7 +131,6 @@ impl Cluster {
             Effect::Timer { after, timer } => self.later(after, timer),
             Effect::Up(identity) => {
                 tracing::info!(relay = %identity.relay(), address = %identity.addr(), "a relay is up");
-                locked(&self.lost).remove(identity.relay());
                 if identity.kind() == Kind::Store {
                     let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                     let region = stores.entry(identity.relay().region()).or_default();

@@ -107,9 +107,7 @@ impl Edge {
             handshake_timeout: parts.admission.handshake_timeout,
         }
     }
-}
 
-impl Edge {
     /// Shuts enrolments of a device out, and tells those who believe it from here.
     pub(crate) fn shut_out(&self, revocation: &Revocation) {
         if !self.revocations.add(revocation) {

@@ -103,8 +103,8 @@ enum Report {
     Page(PageRead<Page>),
     Region(PageRead<RegionRun>),
     Told(Told),
-    /// What a region that went away had not taken.
-    Untaken(Unsettled),
+    /// What a region that went away had not taken of a chat, if it could be read.
+    Untaken(Option<Unsettled>),
     Loaded {
         chat: ChatId,
         head: Option<Seq>,
@@ -147,6 +147,8 @@ pub(crate) struct Worker {
     chats: HashMap<ChatId, ChatFan>,
     /// Acknowledgements for chats whose head is not known yet.
     deferred: HashMap<ChatId, Vec<Deferred>>,
+    /// Chats that regions which went away had not taken, from where: the first is being read.
+    untaken: VecDeque<(ChatId, Seq)>,
     rows: Vec<InboxWrite>,
     /// Chats with rows being written, by ticket.
     begun: VecDeque<(u64, ChatId)>,
@@ -163,7 +165,7 @@ impl Worker {
         metrics: Metrics,
     ) -> (Self, Fanout) {
         let (fanout, inputs) = Fanout::new();
-        // Bounded by what is asked for: a page a device, a load a chat, one save at a time.
+        // Bounded by what is asked for: a page a device, a load a chat, one save and one untaken chat at a time.
         let (report, results) = mpsc::unbounded_channel();
         let saves = Save::start(store.clone(), {
             let report = report.clone();
@@ -187,6 +189,7 @@ impl Worker {
             devices: HashMap::new(),
             chats: HashMap::new(),
             deferred: HashMap::new(),
+            untaken: VecDeque::new(),
             rows: Vec::new(),
             begun: VecDeque::new(),
             moves: HashMap::new(),
@@ -418,7 +421,7 @@ impl Worker {
             Report::Page(page) => self.page(page),
             Report::Region(read) => self.region_page(read),
             Report::Told(told) => self.told(told),
-            Report::Untaken(untaken) => self.push_untaken(&untaken),
+            Report::Untaken(untaken) => self.push_untaken(untaken),
             Report::Loaded { chat, head, watermarks, floors } => {
                 let copy = (*chat.home() != self.region).then_some(floors);
                 if let Some(fan) = self.chats.get_mut(&chat) {
@@ -479,6 +482,7 @@ impl Worker {
             for device in waiting.map(|(device, _)| device.clone()).collect::<Vec<_>>() {
                 self.drain(&device);
             }
+            self.send_again(now);
         }
         self.flush_moves();
         self.save_progress(|fan| {

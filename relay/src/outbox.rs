@@ -159,6 +159,11 @@ impl Outbox {
         !state.queues.is_empty() && state.queues.contains_key(&(chat.clone(), sender.clone()))
     }
 
+    /// Nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state().queues.values().all(|queue| queue.waiting.is_empty())
+    }
+
     /// Requests that wait, and when the oldest of them came.
     pub(crate) fn depth(&self) -> (usize, Option<godwit_wire::UnixMillis>) {
         let state = self.state();

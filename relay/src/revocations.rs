@@ -42,21 +42,17 @@ impl Revocations {
 
     /// True if it was not known.
     pub(crate) fn add(&self, revocation: &Revocation) -> bool {
-        if revocation.at < forgotten_before(self.clock.now()) {
-            return false;
-        }
-        if self.knows(revocation) {
-            return false;
-        }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(revocation.device.clone(), revocation.clone());
-        true
+        let news = revocation.at >= forgotten_before(self.clock.now()) && !covers(&known, revocation);
+        if news {
+            known.insert(revocation.device.clone(), revocation.clone());
+        }
+        news
     }
 
     /// Whether this or a later enrolment is shut out already.
     pub(crate) fn knows(&self, revocation: &Revocation) -> bool {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(&revocation.device).is_some_and(|known| known.enrolment >= revocation.enrolment)
+        covers(&self.known.read().unwrap_or_else(PoisonError::into_inner), revocation)
     }
 
     /// Whether a device may act, as far as is known here.
@@ -79,16 +75,16 @@ impl Revocations {
     }
 }
 
+fn covers(known: &HashMap<DeviceId, Revocation>, revocation: &Revocation) -> bool {
+    known.get(&revocation.device).is_some_and(|known| known.enrolment >= revocation.enrolment)
+}
+
 /// Tells a peer, again and again until it has taken them or the link ends.
 pub(crate) async fn tell(peer: Arc<PeerLink>, revocations: Vec<Revocation>) {
     for some in revocations.chunks(REVOCATIONS) {
         let frame = PeerFrame::Revoked(some.to_vec());
         loop {
-            let taken = match peer.request(None, &frame) {
-                Ok(answer) => answer.await,
-                Err(error) => Err(error),
-            };
-            match taken {
+            match peer.call(None, &frame).await {
                 Ok(PeerFrame::Done) => break,
                 // An older relay asks the home of every device.
                 Ok(PeerFrame::Unsupported) => return,

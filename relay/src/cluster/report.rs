@@ -1,7 +1,7 @@
 //! What an operator sees of a cluster, as one of its relays knows it. `godwit status` prints it.
 
 use super::Cluster;
-use godwit_gossip::{Kind, Stats};
+use godwit_gossip::{Identity, Kind, Stats, Status};
 use godwit_wire::RelayId;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -48,16 +48,12 @@ pub struct LinkReport {
     pub queued_bytes: usize,
 }
 
+/// The state of a relay that went down.
+const DOWN: &str = "down";
+
 impl MemberReport {
     pub fn is_up(&self) -> bool {
-        self.state != "down"
-    }
-}
-
-fn role(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Store => "store",
-        Kind::Edge => "edge",
+        self.state != DOWN
     }
 }
 
@@ -65,50 +61,44 @@ impl Cluster {
     pub(crate) fn report(&self, outbox: usize) -> Report {
         let me = self.peers.me();
         let stats = self.stats();
-        let own = (me.clone(), Some(self.status()));
-        let others = self.members().into_iter().map(|member| (member.identity, member.status));
-        let mut members: Vec<_> = others
-            .chain([own])
-            .map(|(identity, status)| {
-                let link = self.peers.get(identity.relay());
-                MemberReport {
-                    relay: identity.relay().clone(),
-                    region: identity.relay().region().to_string(),
-                    role: role(identity.kind()).to_owned(),
-                    address: identity.addr(),
-                    state: if status.is_some_and(|status| status.draining) { "draining" } else { "up" }.to_owned(),
-                    connections: status.map(|status| status.connections),
-                    cpu_permille: status.map(|status| status.cpu_permille),
-                    generation: link.as_ref().and_then(|link| link.generation),
-                    commit_micros: status.map(|status| status.commit_micros),
-                    claims: if identity.relay() == me.relay() {
-                        stats.claims_own
-                    } else {
-                        self.claims_of(identity.relay())
-                    },
-                    link: link.map(|link| LinkReport {
-                        version: link.version,
-                        round_trip_micros: u64::try_from(link.connection.round_trip().as_micros()).unwrap_or(u64::MAX),
-                        queued_bytes: link.queued_bytes(),
-                    }),
-                }
-            })
-            .collect();
-        members.extend(self.lost().into_iter().map(|identity| MemberReport {
-            relay: identity.relay().clone(),
-            region: identity.relay().region().to_string(),
-            role: role(identity.kind()).to_owned(),
-            address: identity.addr(),
-            state: "down".to_owned(),
-            connections: None,
-            cpu_permille: None,
-            commit_micros: None,
-            claims: 0,
-            generation: None,
-            link: None,
-        }));
+        let own = (me.clone(), Some(self.status()), stats.claims_own);
+        let others = self.members().into_iter().map(|member| {
+            let claims = self.claims_of(member.identity.relay());
+            (member.identity, member.status, claims)
+        });
+        let up = others.chain([own]).map(|(identity, status, claims)| {
+            let state = if status.is_some_and(|status| status.draining) { "draining" } else { "up" };
+            self.member(&identity, state, status, claims)
+        });
+        let down = self.lost().into_iter().map(|identity| self.member(&identity, DOWN, None, 0));
+        let mut members: Vec<_> = up.chain(down).collect();
         members.sort_by(|a, b| a.relay.as_str().cmp(b.relay.as_str()));
         let Stats { claims_own, claims_known, .. } = stats;
         Report { relay: me.relay().clone(), members, claims_own, claims_known, outbox }
+    }
+
+    fn member(&self, identity: &Identity, state: &str, status: Option<Status>, claims: usize) -> MemberReport {
+        let link = self.peers.get(identity.relay());
+        let role = match identity.kind() {
+            Kind::Store => "store",
+            Kind::Edge => "edge",
+        };
+        MemberReport {
+            relay: identity.relay().clone(),
+            region: identity.relay().region().to_string(),
+            role: role.to_owned(),
+            address: identity.addr(),
+            state: state.to_owned(),
+            connections: status.map(|status| status.connections),
+            cpu_permille: status.map(|status| status.cpu_permille),
+            commit_micros: status.map(|status| status.commit_micros),
+            claims,
+            generation: link.as_ref().and_then(|link| link.generation),
+            link: link.map(|link| LinkReport {
+                version: link.version,
+                round_trip_micros: u64::try_from(link.connection.round_trip().as_micros()).unwrap_or(u64::MAX),
+                queued_bytes: link.queued_bytes(),
+            }),
+        }
     }
 }

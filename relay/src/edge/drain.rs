@@ -75,7 +75,7 @@ async fn hand_over(edge: &Edge, per_second: usize) {
     loop {
         tick.tick().await;
         let links = edge.registry.links_now();
-        if links.is_empty() && edge.outbox.depth().0 == 0 {
+        if links.is_empty() && edge.outbox.is_empty() {
             break;
         }
         // Without another relay there is nowhere to go; one may come.

@@ -51,13 +51,9 @@ struct InFlight {
 }
 
 impl InFlight {
-    fn add(&mut self, limit_bytes: usize, chat: &ChatId, last: Seq, len: usize) -> bool {
-        if self.bytes + len > limit_bytes {
-            return false;
-        }
+    fn add(&mut self, chat: &ChatId, last: Seq, len: usize) {
         self.bytes += len;
         self.chats.entry(chat.clone()).or_default().push_back((last, len));
-        true
     }
 }
 
@@ -108,11 +104,16 @@ impl Link {
         }
     }
 
-    /// Makes room for an entry that is sent to several devices of another relay at once. None if this device is not at
-    /// another relay; false if there is no room.
-    pub(crate) fn reserve(&self, chat: &ChatId, last: Seq, len: usize) -> Option<bool> {
-        let Road::There { limit_bytes, in_flight, .. } = &self.road else { return None };
-        Some(in_flight.lock().unwrap_or_else(PoisonError::into_inner).add(*limit_bytes, chat, last, len))
+    /// Counts an entry as on its way to a device at another relay, where several get it at once. False if there is no
+    /// room.
+    pub(crate) fn reserve(&self, chat: &ChatId, last: Seq, len: usize) -> bool {
+        let Road::There { limit_bytes, in_flight, .. } = &self.road else { return false };
+        let mut in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = in_flight.bytes + len <= *limit_bytes;
+        if fits {
+            in_flight.add(chat, last, len);
+        }
+        fits
     }
 
     /// Sends another region the next entry of a chat. False if it does not fit.
@@ -135,7 +136,10 @@ impl Link {
         if in_flight.bytes + len > *limit_bytes || !peer.note(Some(chat), &frame()) {
             return false;
         }
-        last.is_none_or(|last| in_flight.add(*limit_bytes, chat, last, len))
+        if let Some(last) = last {
+            in_flight.add(chat, last, len);
+        }
+        true
     }
 
     /// The device acknowledged a chat up to here.
@@ -166,18 +170,14 @@ impl Link {
         }
     }
 
-    pub(crate) fn push_control(&self, frame: Bytes) {
-        if let Road::Here { lanes, .. } = &self.road {
-            // A device that hears nothing of it sees the connection end.
-            lanes.push_control(frame);
-        }
-    }
-
-    /// Tells the device that its home was out of reach, and is not any more.
-    pub(super) fn resumed(&self) {
+    /// Tells a device that is connected here something about its connection.
+    pub(crate) fn tell(&self, event: &Event) {
         let mut frame = Vec::new();
-        if codec::encode_event(&Event::Resumed, &mut frame).is_ok() {
-            self.push_control(frame.into());
+        if let Road::Here { lanes, .. } = &self.road
+            && codec::encode_event(event, &mut frame).is_ok()
+        {
+            // A device that hears nothing of it sees the connection end.
+            lanes.push_control(frame.into());
         }
     }
 

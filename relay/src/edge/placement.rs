@@ -7,7 +7,7 @@
 use super::{Edge, Link};
 use godwit_gossip::{Member, Status};
 use godwit_wire::frame::{Address, Event, Reply};
-use godwit_wire::{Code, Refusal, RelayId, codec, limits};
+use godwit_wire::{Code, Refusal, RelayId, limits};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +22,7 @@ const CALM_CPU_PERMILLE: u16 = 600;
 const COME_BACK: Duration = Duration::from_secs(2);
 
 /// Devices sent to a relay since it said how many it has.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Sent {
     said: u32,
     since: u32,
@@ -37,6 +37,9 @@ struct Place {
     relay: RelayId,
     address: SocketAddr,
     near: bool,
+    /// As it said.
+    said: u32,
+    /// With those that were sent there since.
     devices: u32,
     cpu_permille: u16,
 }
@@ -44,29 +47,30 @@ struct Place {
 impl Placement {
     fn places(&self, me: &RelayId, members: Vec<Member>) -> Vec<Place> {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.retain(|relay, _| members.iter().any(|member| member.identity.relay() == relay));
         let taking = members.into_iter().filter(|member| member.status.is_none_or(|status| !status.draining));
         let place = |member: Member| {
             let Status { connections, cpu_permille, .. } = member.status.unwrap_or_default();
             let relay = member.identity.relay();
-            let sent = sent.entry(relay.clone()).or_default();
-            if sent.said != connections {
-                *sent = Sent { said: connections, since: 0 };
+            // Once it has told anew, it counts them itself.
+            if sent.get(relay).is_some_and(|sent| sent.said != connections) {
+                sent.remove(relay);
             }
+            let since = sent.get(relay).map_or(0, |sent| sent.since);
             Place {
                 relay: relay.clone(),
                 address: member.identity.addr(),
                 near: relay.region() == me.region(),
-                devices: connections.saturating_add(sent.since),
+                said: connections,
+                devices: connections.saturating_add(since),
                 cpu_permille,
             }
         };
         taking.map(place).collect()
     }
 
-    fn sent_to(&self, relay: &RelayId) {
+    fn sent_to(&self, place: &Place) {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sent.entry(relay.clone()).or_default();
+        let sent = sent.entry(place.relay.clone()).or_insert(Sent { said: place.said, since: 0 });
         sent.since = sent.since.saturating_add(1);
     }
 }
@@ -125,7 +129,7 @@ impl Edge {
     fn take_places(&self, mut places: Vec<Place>) -> Vec<Address> {
         fewest_first(&mut places);
         if let Some(first) = places.first() {
-            self.placement.sent_to(&first.relay);
+            self.placement.sent_to(first);
         }
         addresses(&places)
     }
@@ -151,10 +155,7 @@ impl Edge {
     /// Asks a device to go on at another relay, to which it connects before it leaves this one.
     pub(crate) fn send_away(&self, link: &Link, reason: &Refusal) {
         let relays = self.take_places(self.places());
-        let mut frame = Vec::new();
-        if codec::encode_event(&Event::GoAway { reason: reason.clone(), relays }, &mut frame).is_ok() {
-            link.push_control(frame.into());
-        }
+        link.tell(&Event::GoAway { reason: reason.clone(), relays });
     }
 }
 
@@ -164,7 +165,8 @@ mod tests {
 
     fn place(name: &str, devices: u32) -> Place {
         let relay: RelayId = format!("{name}/{name}-1").parse().unwrap();
-        Place { near: name != "us", relay, address: "127.0.0.1:1".parse().unwrap(), devices, cpu_permille: 100 }
+        let address = "127.0.0.1:1".parse().unwrap();
+        Place { near: name != "us", relay, address, said: devices, devices, cpu_permille: 100 }
     }
 
     #[test]
@@ -214,7 +216,7 @@ mod tests {
         for _ in 0..4 {
             let mut places = placement.places(&me, members(12));
             fewest_first(&mut places);
-            placement.sent_to(&places[0].relay);
+            placement.sent_to(&places[0]);
             first.push(places[0].relay.to_string());
         }
         assert_eq!(first, ["eu/eu-2", "eu/eu-2", "eu/eu-2", "eu/eu-3"]);

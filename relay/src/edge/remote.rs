@@ -7,7 +7,7 @@ use super::{Edge, Session};
 use crate::peers::frame::PeerFrame;
 use crate::peers::{LinkError, PeerLink};
 use crate::router::{Route, another_past};
-use godwit_wire::frame::Ack;
+use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Refusal, Seq, limits};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -87,7 +87,7 @@ impl Remote {
                     match first.take() {
                         // The session may have ended.
                         Some(first) => drop(first.send(Some(generation))),
-                        None => session.link.resumed(),
+                        None => session.link.tell(&Event::Resumed),
                     }
                     home.connection.closed().await;
                     self.state().home = None;

@@ -7,9 +7,11 @@ use crate::owner::Owner;
 use crate::peers::DeviceCredential;
 use crate::quic::Connection;
 use crate::router::{Route, nowhere};
+use bytes::Bytes;
 use godwit_certs::Identity;
 use godwit_certs::identity::peer;
 use godwit_core::Sender;
+use godwit_wire::frame::Credential;
 use godwit_wire::{Code, Refusal};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -57,7 +59,10 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
         sender,
         link: link.clone(),
         certificate_expires: peer.not_after,
-        credential: hello.options.ticket().map(|ticket| DeviceCredential { certificate, ticket }),
+        credential: hello.options.ticket().map(|ticket| DeviceCredential {
+            certificate: certificate.iter().map(|der| Credential(Bytes::copy_from_slice(der))).collect(),
+            ticket,
+        }),
         remote: Remote::default(),
         generation: OnceLock::new(),
         seen_generation: hello.options.generation(),

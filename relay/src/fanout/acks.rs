@@ -6,7 +6,7 @@ use super::{Deferred, Report, Worker};
 use crate::edge::Link;
 use crate::store::InboxChange;
 use godwit_core::inbox::{Open, Progress, Row, Track};
-use godwit_wire::{ChatId, Seq, UserId};
+use godwit_wire::{ChatId, DeviceId, Seq, UserId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,31 +95,44 @@ impl Worker {
 
     /// Whoever did not acknowledge in time gets a row, and nobody waits for it any more.
     pub(super) fn time_out(&mut self, now: u64) {
-        let limit = u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX);
+        let limit = self.ack_limit();
         let mut late = Vec::new();
-        let is_late = |open: &Open, limit: u64| now.saturating_sub(open.since_millis) >= limit;
         for (chat, fan) in &self.chats {
             for device in &fan.waiting {
                 if let Some(Track::Live { open, .. }) = self.devices.get(device).and_then(|d| d.track(chat))
-                    && is_late(open, limit)
+                    && now.saturating_sub(open.since_millis) >= limit
                 {
                     late.push((device.clone(), chat.clone(), *open));
                 }
             }
         }
-        // What was read from the log for another relay has a row, and may have got lost on the way all the same. A
-        // device may be asleep; a region is not.
+        self.late(late);
+    }
+
+    /// What was read from the log for another relay has a row, and may have got lost on the way all the same.
+    pub(super) fn send_again(&mut self, now: u64) {
+        let limit = self.ack_limit();
         let remote = |state: &DeviceFan| state.link.as_ref().is_some_and(|link| link.remote_epoch().is_some());
+        let mut late = Vec::new();
         for (device, state) in self.devices.iter().filter(|(_, state)| remote(state)) {
+            // A device may be asleep; a region is not.
             let limit = if device.is_region() { limit } else { limit * ASLEEP };
             for (chat, track) in state.tracks() {
                 if let Track::Live { open, row: Row::Written } = track
-                    && is_late(open, limit)
+                    && now.saturating_sub(open.since_millis) >= limit
                 {
                     late.push((device.clone(), chat.clone(), *open));
                 }
             }
         }
+        self.late(late);
+    }
+
+    fn ack_limit(&self) -> u64 {
+        u64::try_from(self.config.ack_timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn late(&mut self, late: Vec<(DeviceId, ChatId, Open)>) {
         for (device, chat, open) in late {
             let Some(state) = self.devices.get_mut(&device) else { continue };
             match state.link.as_ref().filter(|link| link.remote_epoch().is_some()) {

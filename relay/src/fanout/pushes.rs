@@ -18,7 +18,7 @@ impl Pushes {
         let Some(peer) = link.peer().filter(|_| !link.device.is_region()) else {
             return link.push(chat, Some(seq), frame);
         };
-        if link.reserve(chat, seq, frame.len()) != Some(true) {
+        if !link.reserve(chat, seq, frame.len()) {
             return false;
         }
         match self.0.iter_mut().find(|(known, _)| Arc::ptr_eq(known, peer)) {

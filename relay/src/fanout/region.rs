@@ -159,29 +159,39 @@ impl Worker {
         }
     }
 
-    /// A region went away: what it has not taken is read, to be given to its users wherever they are.
-    pub(super) fn serve_users_of(&self, region: &DeviceId) {
+    /// A region went away: what it has not taken is read, a chat after the other, to be given to its users wherever they
+    /// are.
+    pub(super) fn serve_users_of(&mut self, region: &DeviceId) {
         let Some(state) = self.devices.get(region).filter(|_| self.cluster.is_some()) else { return };
-        for (chat, track) in state.tracks() {
-            let (first, chat) = (track.first(), chat.clone());
-            let (store, report) = (self.store.clone(), self.report.clone());
-            tokio::spawn(async move {
-                let untaken = store.read(move |store| store.with_recipients(&chat, first, UNTAKEN)).await;
-                match untaken {
-                    // Nobody hears it if the relay is stopping.
-                    Ok(untaken) => drop(report.send(Report::Untaken(untaken))),
-                    Err(error) => tracing::warn!(%error, "a log cannot be read"),
-                }
-            });
+        let rests = self.untaken.is_empty();
+        self.untaken.extend(state.tracks().map(|(chat, track)| (chat.clone(), track.first())));
+        if rests {
+            self.read_untaken();
         }
     }
 
-    pub(super) fn push_untaken(&self, untaken: &Unsettled) {
-        for (entry, recipients) in &untaken.entries {
-            let abroad = abroad(&self.region, &untaken.chat, recipients);
-            let event = || event_frame(&entry_event(&untaken.chat, entry));
-            self.push_directly(&untaken.chat, entry, recipients, &abroad, event);
+    /// Reads the chat at the front, if there is one.
+    fn read_untaken(&self) {
+        let Some((chat, first)) = self.untaken.front().cloned() else { return };
+        let (store, report) = (self.store.clone(), self.report.clone());
+        tokio::spawn(async move {
+            let untaken = store.read(move |store| store.with_recipients(&chat, first, UNTAKEN)).await;
+            let untaken = untaken.inspect_err(|error| tracing::warn!(%error, "a log cannot be read")).ok();
+            // Nobody hears it if the relay is stopping.
+            let _ = report.send(Report::Untaken(untaken));
+        });
+    }
+
+    pub(super) fn push_untaken(&mut self, untaken: Option<Unsettled>) {
+        if let Some(Unsettled { chat, entries }) = untaken {
+            for (entry, recipients) in &entries {
+                let abroad = abroad(&self.region, &chat, recipients);
+                let event = || event_frame(&entry_event(&chat, entry));
+                self.push_directly(&chat, entry, recipients, &abroad, event);
+            }
         }
+        self.untaken.pop_front();
+        self.read_untaken();
     }
 
     /// Gives an entry at once to devices whose home is away, wherever they are connected. It is only a hint that finds

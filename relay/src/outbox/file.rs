@@ -6,8 +6,8 @@ use crate::store::StoreError;
 use crate::store::file::open_or_create;
 use godwit_core::Sender;
 use godwit_core::entry::{decode_record, encode_record};
-use godwit_wire::frame::{Credential, Request};
-use godwit_wire::{ChatId, Refusal, Ticket, UnixMillis};
+use godwit_wire::frame::Request;
+use godwit_wire::{ChatId, Refusal, UnixMillis};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 const NAME: &str = "outbox.redb";
 /// (device, enrolment, chat, n) → [`Kept`]
 const REQUESTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("requests");
-/// (device, enrolment) → [`Proof`]
+/// (device, enrolment) → [`DeviceCredential`]
 const PROOFS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("proofs");
 /// Writes that wait, at most; whoever comes then waits for a place.
 const QUEUED: usize = 1024;
@@ -32,12 +32,6 @@ pub(super) struct Kept {
     pub(super) enrolment: u32,
     pub(super) request: Request,
     pub(super) since: UnixMillis,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Proof {
-    certificate: Vec<Credential>,
-    ticket: Ticket,
 }
 
 /// What is written.
@@ -138,11 +132,8 @@ fn read(database: &Database) -> Result<Contents, StoreError> {
     }
     for row in txn.open_table(PROOFS)?.iter()? {
         let (key, value) = row?;
-        match decode_record::<Proof>(value.value()) {
-            Ok(Proof { certificate, ticket }) => {
-                let certificate = certificate.into_iter().map(|one| one.0.to_vec().into()).collect();
-                contents.proofs.push((key.value().to_owned(), DeviceCredential { certificate, ticket }));
-            }
+        match decode_record(value.value()) {
+            Ok(credential) => contents.proofs.push((key.value().to_owned(), credential)),
             Err(error) => tracing::error!(key = key.value(), %error, "a ticket in the outbox cannot be read"),
         }
     }
@@ -175,10 +166,7 @@ fn commit(database: &Database, jobs: &[Job]) -> Result<(), StoreError> {
         for change in jobs.iter().flat_map(|job| &job.changes) {
             match change {
                 Change::Prove(sender, credential) => {
-                    let certificate =
-                        credential.certificate.iter().map(|der| Credential(bytes::Bytes::copy_from_slice(der)));
-                    let proof = Proof { certificate: certificate.collect(), ticket: credential.ticket.clone() };
-                    proofs.insert(sender_key(sender).as_str(), encode_record(&proof).as_slice())?;
+                    proofs.insert(sender_key(sender).as_str(), encode_record(credential).as_slice())?;
                 }
                 Change::Keep { chat, n, kept } => {
                     let sender = Sender { device: kept.device.clone(), enrolment: kept.enrolment };

@@ -11,7 +11,7 @@ use godwit_gossip::Identity;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::Credential;
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RelayId, Ticket, UnixMillis};
-use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -189,8 +189,8 @@ impl PeerLink {
         if locked(&self.shown).contains(device) {
             return Ok(());
         }
-        let certificate = credential.certificate.iter().map(|der| Credential(Bytes::copy_from_slice(der))).collect();
-        let frame = PeerFrame::Authorize { certificate, ticket: credential.ticket.clone() };
+        let DeviceCredential { certificate, ticket } = credential.clone();
+        let frame = PeerFrame::Authorize { certificate, ticket };
         match self.call(None, &frame).await? {
             PeerFrame::Done => {
                 locked(&self.shown).insert(device.clone());
@@ -253,9 +253,9 @@ impl PeerLink {
 }
 
 /// By which another relay knows that this one may act for a device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct DeviceCredential {
-    pub(crate) certificate: Vec<CertificateDer<'static>>,
+    pub(crate) certificate: Vec<Credential>,
     pub(crate) ticket: Ticket,
 }
 

@@ -6,13 +6,25 @@
 use super::frame::{PeerAsk, PeerFrame, PeerPage};
 use super::link::{LinkError, PeerLink};
 use crate::owner::Owner;
-use godwit_wire::{ChatId, Code, Refusal, Seq};
-use std::collections::{HashMap, HashSet};
+use crate::store::StoreError;
+use godwit_wire::{ChatId, Code, MessageId, Refusal, Seq};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// When it is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A chat of the other region.
+struct Copy {
+    chat: ChatId,
+    /// The last entry for this region.
+    head: Seq,
+    /// The last entry that is here, if there is a copy.
+    have: Option<Seq>,
+    /// Of the last entry that both ends have.
+    id: Option<MessageId>,
+}
 
 /// How the copies of one region's chats stand.
 #[derive(Debug, Default)]
@@ -104,38 +116,36 @@ async fn some(
     let (from, heads) = (after.cloned(), page.to_vec());
     let read = owner.store.read(move |store| {
         let copies = store.copies_of(&home, from.as_ref(), heads.last().map(|(chat, _)| chat))?;
-        let mut places = Vec::new();
-        for (chat, head) in heads {
-            if let Some(own) = store.head(&chat)? {
-                places.push((chat, own, own.min(head)));
-            }
-        }
-        let probes: Vec<_> = places.iter().map(|(chat, _, at)| (chat.clone(), *at)).collect();
-        let ids = store.entry_ids(&probes)?;
-        Ok((copies, places, probes, ids))
+        let own = heads.into_iter().map(|(chat, head)| {
+            let have = store.head(&chat)?;
+            let id = have.map(|have| store.entry_id(&chat, have.min(head))).transpose()?.flatten();
+            Ok(Copy { chat, head, have, id })
+        });
+        Ok((copies, own.collect::<Result<Vec<_>, StoreError>>()?))
     });
-    let (copies, places, probes, own) = read.await.map_err(|error| error.refusal())?;
+    let (copies, own) = read.await.map_err(|error| error.refusal())?;
+    let probes: Vec<_> = own.iter().filter_map(|own| Some((own.chat.clone(), own.have?.min(own.head)))).collect();
+    let count = probes.len();
     let theirs = if probes.is_empty() {
         Vec::new()
     } else {
         match link.ask_one(&PeerAsk::Ids(probes)).await.map_err(LinkError::refusal)? {
-            PeerPage::Ids(ids) if ids.len() == own.len() => ids,
+            PeerPage::Ids(ids) if ids.len() == count => ids,
             PeerPage::Refused(refusal) => return Err(refusal),
             _ => return Err(LinkError::Confused.refusal()),
         }
     };
-    let heads: HashMap<&ChatId, Seq> = page.iter().map(|(chat, head)| (chat, *head)).collect();
-    compared.wrong.extend(copies.into_iter().filter(|chat| !heads.contains_key(chat)));
-    let mut known = HashSet::new();
-    for (((chat, have, at), own), their) in places.into_iter().zip(own).zip(theirs) {
-        if own != their || have > at {
-            compared.wrong.push(chat.clone());
-        } else if heads.get(&chat).is_some_and(|head| have < *head) {
-            compared.behind.push((chat.clone(), Some(have)));
+    let named: HashSet<&ChatId> = page.iter().map(|(chat, _)| chat).collect();
+    compared.wrong.extend(copies.into_iter().filter(|chat| !named.contains(chat)));
+    let mut theirs = theirs.into_iter();
+    for Copy { chat, head, have, id } in own {
+        // Of those that are here there is an answer, in their order.
+        let same = have.is_none() || theirs.next() == Some(id);
+        if !same || have > Some(head) {
+            compared.wrong.push(chat);
+        } else if have < Some(head) {
+            compared.behind.push((chat, have));
         }
-        known.insert(chat);
     }
-    let missing = page.iter().filter(|(chat, _)| !known.contains(chat));
-    compared.behind.extend(missing.map(|(chat, _)| (chat.clone(), None)));
     Ok(())
 }

@@ -398,7 +398,8 @@ impl Served {
             }
             PeerAsk::Ids(places) => {
                 let ids = async {
-                    let read = move |store: &Snapshot| store.entry_ids(&places);
+                    let read =
+                        move |store: &Snapshot| places.iter().map(|(chat, seq)| store.entry_id(chat, *seq)).collect();
                     self.owner()?.store.read(read).await.map_err(|error| error.refusal())
                 };
                 write(&mut send, &ids.await.map_or_else(PeerPage::Refused, PeerPage::Ids)).await

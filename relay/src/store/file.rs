@@ -197,8 +197,8 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
-/// Copies the store as it is now to a new file at `to`. Each start on such a
-/// copy has a generation of its own, so that clients compare what they have.
+/// Copies the store as it is now to a new file at `to`. Each start on such a copy has a generation of its own, so that
+/// clients compare what they have.
 ///
 /// # Errors
 /// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay

@@ -60,9 +60,9 @@ impl Snapshot {
         rows.map(|row| Parts(row?.0.value()).chat()).collect()
     }
 
-    /// The ids of entries; none for one that does not exist.
-    pub(crate) fn entry_ids(&self, places: &[(ChatId, Seq)]) -> Result<Vec<Option<MessageId>>, StoreError> {
-        places.iter().map(|(chat, seq)| Ok(self.entry(chat, *seq)?.map(|entry| entry.id))).collect()
+    /// The id of an entry; none if it does not exist.
+    pub(crate) fn entry_id(&self, chat: &ChatId, seq: Seq) -> Result<Option<MessageId>, StoreError> {
+        Ok(self.entry(chat, seq)?.map(|entry| entry.id))
     }
 
     /// What [`super::Store::note_met`] noted of another region.

@@ -84,7 +84,8 @@ pub(crate) fn start_log(filter: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Runs a relay until SIGTERM, which lets it drain first, or Ctrl-C, or until it was asked to drain and has. `ready` is called once the ready line is out, `reload` for every SIGHUP.
+/// Runs a relay until SIGTERM, which lets it drain first, or Ctrl-C, or until it was asked to drain and has. `ready` is
+/// called once the ready line is out, `reload` for every SIGHUP.
 pub(crate) async fn serve(
     config: Config,
     ready: impl FnOnce(&Relay) -> Result<(), Fault>,
