@@ -144,6 +144,11 @@ impl AuthorityDir {
         write_signer(&dir, "issuer", &root.issuer(region, now)?.signer)
     }
 
+    /// Makes an issuer for `region`, unless there is one.
+    pub fn ensure(&self, region: &RegionId, now: UnixMillis) -> Result<(), FolderError> {
+        if self.0.join(region.as_str()).exists() { Ok(()) } else { self.init(region, now) }
+    }
+
     /// Makes a relay's folder. Its path is returned.
     pub fn relay(&self, relay: &RelayId, now: UnixMillis) -> Result<RelayDir, FolderError> {
         let region_dir = self.0.join(relay.region().as_str());

@@ -188,6 +188,11 @@ impl Worker {
         Ok(self.orders.get_mut(chat))
     }
 
+    /// Up to where everything of a chat is here.
+    fn position(&self, chat: &ChatId) -> Result<Option<Seq>, Error> {
+        Ok(self.inner.store().chat(chat)?.and_then(|row| row.position))
+    }
+
     /// New sockets, and nothing known of the way to any relay.
     fn network_changed(&self) -> Result<(), Error> {
         self.inner.store().forget_round_trips()?;
@@ -217,14 +222,15 @@ impl Worker {
         let Joined { session, welcome, incoming, address } = joined;
         let round_trip = session.connection().rtt();
         self.inner.store().joined_relay(&address, round_trip, &addresses(&welcome.relays))?;
-        let another = {
-            let store = self.inner.store();
-            let seen = store.generation()?;
-            if seen.is_none() && welcome.store_generation != Welcome::UNKNOWN_GENERATION {
-                store.set_generation(welcome.store_generation)?;
+        let told = Some(welcome.store_generation).filter(|told| *told != Welcome::UNKNOWN_GENERATION);
+        let seen = self.inner.store().generation()?;
+        let another = match (seen, told) {
+            (Some(seen), Some(told)) => seen != told,
+            (None, Some(told)) => {
+                self.inner.store().set_generation(told)?;
+                false
             }
-            welcome.store_generation != Welcome::UNKNOWN_GENERATION
-                && seen.is_some_and(|seen| seen != welcome.store_generation)
+            (_, None) => false,
         };
         if another {
             tracing::warn!("the home's store was restored from a backup; comparing everything");

@@ -2,10 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
-use godwit_client::{
-    ChatId, Client, ClientOptions, Content, EnrolOptions, Event, Member, MessageState, Role, Seq, Title,
-};
-use godwit_tests::lab::PATIENCE;
+use godwit_client::{ChatId, Client, ClientOptions, Content, Event, Member, MessageState, Role, Seq, Title};
+use godwit_tests::lab::{self, PATIENCE};
 use godwit_tests::process::{RelayProcess, commands, run_with_input, succeed};
 use godwit_tests::processes::Processes;
 use godwit_wire::{Clock, DeviceId};
@@ -37,10 +35,8 @@ async fn enrol_at(folder: &Path, relays: Vec<String>, device: &str) -> Result<Pa
     let id: DeviceId = device.parse()?;
     let authority = AuthorityDir::new(folder.join("relay").join("certs"));
     let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
-    let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
     let home = folder.join(device.replace(['@', '/'], "-"));
-    let options = EnrolOptions { home: home.clone(), relays, authority_pem, token };
-    godwit_client::enrol(options).await?;
+    lab::enrol(&authority, token, relays, home.clone()).await?;
     Ok(home)
 }
 

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use godwit_certs::folder::AuthorityDir;
-use godwit_client::{ChatId, Client, ClientOptions, ConnectionState, EnrolOptions, Event, MessageState};
+use godwit_client::{ChatId, Client, ClientOptions, ConnectionState, Event, MessageState};
 use godwit_tests::cluster::{Cluster, until};
-use godwit_tests::lab::PATIENCE;
+use godwit_tests::lab::{self, PATIENCE};
 use godwit_tests::process;
 use godwit_tests::processes::Processes;
 use godwit_tests::talk::{numbered, send, texts};
@@ -204,13 +204,8 @@ async fn an_idle_device_of_a_killed_relay_finds_another_by_itself() -> Result<()
     let device: DeviceId = "alice@eu/phone".parse()?;
     let home = folder.path().join("alice");
     // It was told of the edge alone, and says nothing.
-    let options = EnrolOptions {
-        home: home.clone(),
-        relays: vec![processes.relays[1].quic.clone()],
-        authority_pem: std::fs::read_to_string(authority.root_certificate_path())?,
-        token: authority.token(&device, Duration::from_mins(10), Clock::system().now())?,
-    };
-    godwit_client::enrol(options).await?;
+    let token = authority.token(&device, Duration::from_mins(10), Clock::system().now())?;
+    lab::enrol(&authority, token, vec![processes.relays[1].quic.clone()], home.clone()).await?;
     let alice = Client::open(ClientOptions::new(home))?;
     alice.wait_synced(PATIENCE).await?;
     let others = [&processes.relays[0].quic, &processes.relays[2].quic].map(Clone::clone);

@@ -5,6 +5,7 @@ use godwit_certs::folder::AuthorityDir;
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::netns::Net;
 use godwit_tests::process::{RelayProcess, commands};
+use godwit_tests::processes::member;
 use godwit_wire::{Clock, DeviceId, RelayId};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -38,22 +39,13 @@ impl World {
         let now = Clock::system().now();
         for (host, (id, role)) in (0..).zip(RELAYS) {
             let id: RelayId = id.parse()?;
-            if !authority.path().join(id.region().as_str()).exists() {
-                authority.init(&id.region(), now)?;
-            }
+            authority.ensure(&id.region(), now)?;
             let certs = authority.relay(&id, now)?;
             let join: Vec<&str> = world.relays.iter().map(|relay| relay.quic.as_str()).collect();
             let mut command = world.net.command(host, commands().join("godwit"));
-            command
-                .args(["relay", "--listen", &format!("{}:4433", world.net.address(host))])
-                .args(["--admin", "127.0.0.1:9443", "--certs"])
-                .arg(certs.path())
-                .arg("--data")
-                .arg(world.folder.path().join(id.name()))
-                .env("GODWIT_CLUSTER__ROLE", role)
-                .env("GODWIT_CLUSTER__NETWORK", "lan")
-                .env("GODWIT_CLUSTER__JOIN", join.join(","))
-                .env("GODWIT_LOG", "error");
+            let at = format!("{}:4433", world.net.address(host));
+            let data = world.folder.path().join(id.name());
+            member(&mut command, (&at, "127.0.0.1:9443"), certs.path(), &data, role, &join);
             let relay = RelayProcess::spawn(command.into()).await?;
             world.relays.push(relay);
         }

@@ -1,15 +1,14 @@
 //! Several relays in this process, with one authority.
 
-use crate::lab::PATIENCE;
+use crate::lab::{self, PATIENCE};
 use crate::wire::{self, Wire};
 use anyhow::{Context, Result};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
-use godwit_client::{Client, ClientOptions, EnrolOptions};
+use godwit_client::{Client, ClientOptions};
 use godwit_relay::cluster::report::MemberReport;
-use godwit_relay::config::Layers;
 use godwit_relay::{Config, Relay, StartError};
 use godwit_wire::{Clock, DeviceId, RelayId};
 use rustls::pki_types::CertificateDer;
@@ -56,16 +55,10 @@ impl Cluster {
     pub async fn add(&mut self, id: &str, role: &str, settings: &[(&'static str, &str)]) -> Result<()> {
         let relay: RelayId = id.parse()?;
         let now = Clock::system().now();
-        if !self.authority.path().join(relay.region().as_str()).exists() {
-            self.authority.init(&relay.region(), now)?;
-        }
+        self.authority.ensure(&relay.region(), now)?;
         let certs = self.authority.relay(&relay, now)?;
         let join: Vec<String> = self.members.values().map(|member| member.config.listen.to_string()).collect();
-        let mut layers = Layers::default();
-        layers.flag("test", "listen", "127.0.0.1:0")?;
-        layers.flag("test", "admin", "127.0.0.1:0")?;
-        layers.flag("test", "certs", &certs.path().to_string_lossy())?;
-        layers.flag("test", "data", &self.folder.path().join(id).to_string_lossy())?;
+        let mut layers = lab::layers(certs.path(), &self.data(id))?;
         layers.flag("test", "cluster.role", role)?;
         layers.flag("test", "cluster.network", "lan")?;
         layers.flag("test", "cluster.join", &join.join(","))?;
@@ -156,13 +149,8 @@ impl Cluster {
     /// A newly enrolled device with the client library, that knows the relays `at`.
     pub async fn client(&self, device: &str, at: &[&str]) -> Result<Client> {
         let id: DeviceId = device.parse()?;
-        let options = EnrolOptions {
-            home: self.home(device),
-            relays: at.iter().map(|id| self.address(id).to_string()).collect(),
-            authority_pem: std::fs::read_to_string(self.authority.root_certificate_path())?,
-            token: self.token(&id)?,
-        };
-        godwit_client::enrol(options).await?;
+        let relays = at.iter().map(|id| self.address(id).to_string()).collect();
+        lab::enrol(&self.authority, self.token(&id)?, relays, self.home(device)).await?;
         let client = Client::open(ClientOptions::new(self.home(device)))?;
         client.wait_synced(PATIENCE).await?;
         Ok(client)

@@ -22,6 +22,23 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The lab's region.
 pub const REGION: &str = "eu";
 
+/// What every relay of a test is told: free ports, its certificates and its data.
+pub fn layers(certs: &Path, data: &Path) -> Result<Layers> {
+    let mut layers = Layers::default();
+    layers.flag("test", "listen", "127.0.0.1:0")?;
+    layers.flag("test", "admin", "127.0.0.1:0")?;
+    layers.flag("test", "certs", &certs.to_string_lossy())?;
+    layers.flag("test", "data", &data.to_string_lossy())?;
+    Ok(layers)
+}
+
+/// Enrols a device with the client library, into `home`.
+pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>, home: PathBuf) -> Result<()> {
+    let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
+    godwit_client::enrol(EnrolOptions { home, relays, authority_pem, token }).await?;
+    Ok(())
+}
+
 /// A relay with its authority, in a temporary folder that goes with it.
 #[derive(Debug)]
 pub struct Lab {
@@ -46,11 +63,7 @@ impl Lab {
         authority.init(&REGION.parse()?, now)?;
         let id: RelayId = format!("{REGION}/{REGION}-1").parse()?;
         let certs = authority.relay(&id, now)?;
-        let mut layers = Layers::default();
-        layers.flag("test", "listen", "127.0.0.1:0")?;
-        layers.flag("test", "admin", "127.0.0.1:0")?;
-        layers.flag("test", "certs", &certs.path().to_string_lossy())?;
-        layers.flag("test", "data", &folder.path().join("data").to_string_lossy())?;
+        let mut layers = layers(certs.path(), &folder.path().join("data"))?;
         for (key, value) in settings {
             layers.flag("test", key, value)?;
         }
@@ -144,13 +157,7 @@ impl Lab {
     /// A newly enrolled device with the client library.
     pub async fn client(&self, device: &str) -> Result<Client> {
         let id: DeviceId = device.parse()?;
-        let options = EnrolOptions {
-            home: self.home(device),
-            relays: vec![self.address().to_string()],
-            authority_pem: std::fs::read_to_string(self.authority.root_certificate_path())?,
-            token: self.token(&id)?,
-        };
-        godwit_client::enrol(options).await?;
+        enrol(&self.authority, self.token(&id)?, vec![self.address().to_string()], self.home(device)).await?;
         let client = self.open(device)?;
         client.wait_synced(PATIENCE).await?;
         Ok(client)

@@ -6,7 +6,21 @@ use anyhow::Result;
 use godwit_certs::folder::AuthorityDir;
 use godwit_wire::{Clock, RelayId};
 use std::path::{Path, PathBuf};
-use tokio::process::Command;
+use std::process::Command;
+
+/// Makes of `command`, which runs `godwit`, one that runs a relay of a cluster; `at` is where it listens and is
+/// administered.
+pub fn member(command: &mut Command, at: (&str, &str), certs: &Path, data: &Path, role: &str, join: &[&str]) {
+    command
+        .args(["relay", "--listen", at.0, "--admin", at.1, "--certs"])
+        .arg(certs)
+        .arg("--data")
+        .arg(data)
+        .env("GODWIT_CLUSTER__ROLE", role)
+        .env("GODWIT_CLUSTER__NETWORK", "lan")
+        .env("GODWIT_CLUSTER__JOIN", join.join(","))
+        .env("GODWIT_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()));
+}
 
 #[derive(Debug)]
 pub struct Processes {
@@ -27,9 +41,7 @@ impl Processes {
         let mut processes = Self { folder: folder.to_owned(), members: Vec::new(), settings, relays: Vec::new() };
         for (i, (id, role)) in relays.iter().enumerate() {
             let id: RelayId = id.parse()?;
-            if !authority.path().join(id.region().as_str()).exists() {
-                authority.init(&id.region(), now)?;
-            }
+            authority.ensure(&id.region(), now)?;
             authority.relay(&id, now)?;
             processes.members.push((id, (*role).to_owned()));
             let relay = processes.run(i, "127.0.0.1:0").await?;
@@ -42,21 +54,14 @@ impl Processes {
         RelayProcess::spawn(self.command(i, listen)).await
     }
 
-    fn command(&self, i: usize, listen: &str) -> Command {
+    fn command(&self, i: usize, listen: &str) -> tokio::process::Command {
         let (id, role) = &self.members[i];
         let join: Vec<&str> = self.relays.iter().map(|relay| relay.quic.as_str()).collect();
+        let certs = self.folder.join("relay").join("certs").join(id.as_str());
         let mut command = Command::new(commands().join("godwit"));
-        command
-            .args(["relay", "--listen", listen, "--admin", "127.0.0.1:0", "--certs"])
-            .arg(self.folder.join("relay").join("certs").join(id.as_str()))
-            .arg("--data")
-            .arg(self.folder.join("data").join(id.as_str()))
-            .env("GODWIT_CLUSTER__ROLE", role)
-            .env("GODWIT_CLUSTER__NETWORK", "lan")
-            .env("GODWIT_CLUSTER__JOIN", join.join(","))
-            .env("GODWIT_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()))
-            .envs(self.settings.iter().map(|(key, value)| (key, value)));
-        command
+        member(&mut command, (listen, "127.0.0.1:0"), &certs, &self.folder.join("data").join(id.as_str()), role, &join);
+        command.envs(self.settings.iter().map(|(key, value)| (key, value)));
+        command.into()
     }
 
     /// kill -9, and a start on the same address.

@@ -99,6 +99,14 @@ async fn refused(link: &Arc<PeerLink>, frame: PeerFrame) -> Refusal {
     }
 }
 
+/// By which `relay` may act for a device.
+fn authorize(key: &DeviceKey, chain: &[CertificateDer<'static>], relay: &str) -> PeerFrame {
+    PeerFrame::Authorize {
+        certificate: chain.iter().map(|der| godwit_wire::frame::Credential(der.to_vec().into())).collect(),
+        ticket: key.ticket_for(&relay.parse().unwrap(), chain).unwrap(),
+    }
+}
+
 fn alice() -> DeviceId {
     "alice@eu/phone".parse().unwrap()
 }
@@ -144,10 +152,7 @@ async fn a_ticket_for_another_relay_or_of_another_authority_is_refused() {
     let now = Clock::system().now();
     let key = DeviceKey::generate().unwrap();
     let csr = key.request(&alice()).unwrap();
-    let authorize = |chain: &[CertificateDer<'static>], relay: &str| PeerFrame::Authorize {
-        certificate: chain.iter().map(|der| godwit_wire::frame::Credential(der.to_vec().into())).collect(),
-        ticket: key.ticket_for(&relay.parse().unwrap(), chain).unwrap(),
-    };
+    let authorize = |chain: &[CertificateDer<'static>], relay: &str| authorize(&key, chain, relay);
     let own = victim.authority.relay(&"eu/eu-9".parse().unwrap(), now).unwrap().read().unwrap().issuer;
     let chain = own.device(&csr, &alice(), 1, now).unwrap();
     assert_eq!(refused(&link, authorize(&chain, "us/us-2")).await.code, Code::Unauthenticated);
@@ -171,9 +176,7 @@ async fn a_relay_shuts_out_only_users_of_its_own_region() {
         let device: DeviceId = device.parse().unwrap();
         let issuer = victim.authority.relay(&issuer.parse().unwrap(), now).unwrap().read().unwrap().issuer;
         let chain = issuer.device(&key.request(&device).unwrap(), &device, 1, now).unwrap();
-        let ticket = key.ticket_for(&"us/us-1".parse().unwrap(), &chain).unwrap();
-        let certificate = chain.iter().map(|der| godwit_wire::frame::Credential(der.to_vec().into())).collect();
-        link.request(None, &PeerFrame::Authorize { certificate, ticket }).unwrap().await.unwrap()
+        link.request(None, &authorize(&key, &chain, "us/us-1")).unwrap().await.unwrap()
     };
     let revoked =
         |device: &str| Revocation { device: device.parse().unwrap(), enrolment: 1, why: Code::Revoked, at: now };

@@ -110,7 +110,7 @@ impl Live {
             if self.comparing.restored {
                 self.comparing.listed.insert(chat.clone());
             }
-            let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+            let position = worker.position(&chat)?;
             match position.filter(|_| self.comparing.restored) {
                 Some(position) => self.compare(worker, &chat, position.min(summary.head), Some(summary))?,
                 None => self.known(worker, summary, position, &mut items)?,
@@ -213,7 +213,7 @@ impl Live {
         summary: Option<ChatSummary>,
         agreed: Agreed,
     ) -> Result<(), Error> {
-        let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+        let position = worker.position(&chat)?;
         let cut = match (agreed, &summary) {
             (Agreed::UpTo(last), _) => Some(last),
             (Agreed::Whole, Some(summary)) => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
@@ -234,7 +234,7 @@ impl Live {
         }
         if let Some(summary) = summary {
             self.held.remove(&chat);
-            let position = worker.inner.store().chat(&chat)?.and_then(|row| row.position);
+            let position = worker.position(&chat)?;
             let mut items = Vec::new();
             self.known(worker, summary, position, &mut items)?;
             self.take(worker, items).await?;

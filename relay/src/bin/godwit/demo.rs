@@ -56,6 +56,16 @@ impl Step {
     }
 }
 
+/// Waits for a condition.
+async fn until(what: &str, condition: impl Fn() -> bool) -> Result<()> {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("waited in vain for {what}"))
+}
+
 /// Where the relays of an act complain.
 fn log(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder)?;

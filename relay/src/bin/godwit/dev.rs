@@ -39,9 +39,7 @@ pub(crate) struct Args {
 /// A relay's folder with certificates that are good for a while.
 fn certificates(authority: &AuthorityDir, relay: &RelayId) -> Result<RelayDir, Fault> {
     let now = Clock::system().now();
-    if !authority.path().join(relay.region().as_str()).exists() {
-        authority.init(&relay.region(), now)?;
-    }
+    authority.ensure(&relay.region(), now)?;
     let certs = authority.relay_dir(relay);
     if !certs.path().exists() {
         authority.relay(relay, now)?;

@@ -1,12 +1,11 @@
 //! The demo's first act: one relay, killed in the middle.
 
 use super::people::{Device, Tally, same_history};
-use super::{PATIENCE, Step, log};
+use super::{PATIENCE, Step, log, until};
 use crate::child::{RelayChild, again};
 use anyhow::{Context, Result};
 use godwit_client::{Change, Content, Member, MessageState, Role, Title};
 use std::path::Path;
-use std::time::Duration;
 
 const REGION: &str = "eu";
 const OFFLINE_MESSAGES: u64 = 100;
@@ -83,12 +82,7 @@ pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
     }
     tally.expect(&group, CRASH_MESSAGES, &[&laptop, &bob, &carol]);
     // In the middle: some have arrived, most have not.
-    let in_the_middle = async {
-        while bob.received(&group) == before {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, in_the_middle).await.context("no message arrives")?;
+    until("a message to arrive", || bob.received(&group) > before).await?;
     relay.kill().await?;
     step.done("kill -9 of the relay in the middle of sending");
 

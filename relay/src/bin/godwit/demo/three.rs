@@ -1,7 +1,7 @@
 //! The demo's second act: three relays in two regions; one is killed, one drained.
 
 use super::people::{Device, Tally, same_history};
-use super::{PATIENCE, Step, log};
+use super::{PATIENCE, Step, log, until};
 use crate::child::{Place, RelayChild};
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
@@ -30,23 +30,18 @@ async fn start(folder: &Path, i: usize, listen: &str, join: &[&str]) -> Result<R
 async fn cluster(folder: &Path) -> Result<[RelayChild; 3]> {
     let authority = AuthorityDir::new(folder.join("relay").join("certs"));
     let now = Clock::system().now();
-    for region in ["eu", "us"] {
-        authority.init(&region.parse()?, now)?;
-    }
     for (id, _) in RELAYS {
-        authority.relay(&id.parse()?, now)?;
+        let id: RelayId = id.parse()?;
+        authority.ensure(&id.region(), now)?;
+        authority.relay(&id, now)?;
     }
     let any = "127.0.0.1:0";
     let eu = start(folder, 0, any, &[]).await?;
     let us = start(folder, 1, any, &[&eu.quic]).await?;
     let edge = start(folder, 2, any, &[&eu.quic, &us.quic]).await?;
     let relays = [eu, us, edge];
-    let met = async {
-        while !relays.iter().all(|relay| crate::status::report(&relay.admin).is_ok_and(|report| is_whole(&report))) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, met).await.context("the relays do not meet")?;
+    let whole = |relay: &RelayChild| crate::status::report(&relay.admin).is_ok_and(|report| is_whole(&report));
+    until("the relays to meet", || relays.iter().all(whole)).await?;
     Ok(relays)
 }
 
@@ -96,12 +91,7 @@ pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
     let step = Step::begin();
     write(tally, &alice, &direct, "across the crash", FLOW, &[&bob])?;
     write(tally, &bob, &group, "across the crash", FLOW, &[&alice, &carol])?;
-    let begun = async {
-        while bob.received(&direct) < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, begun).await.context("no message arrives")?;
+    until("a message to arrive", || bob.received(&direct) >= 2).await?;
     eu.kill().await?;
     step.done("kill -9 of the relay in eu while messages flow");
 
@@ -133,12 +123,7 @@ pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
     draining.await??;
     let left = tokio::time::timeout(PATIENCE, edge.child.wait()).await.context("the edge does not stop")??;
     ensure!(left.success(), "the edge ended with {left}");
-    let gone = async {
-        while at(&alice).as_ref() == Some(&edge.quic) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, gone).await.context("alice stays where nobody is")?;
+    until("alice to be elsewhere", || at(&alice).as_ref() != Some(&edge.quic)).await?;
     // What is told of connections is not kept for the app, so all of it is from the drain.
     while let Ok(next) = tokio::time::timeout(Duration::from_millis(10), states.next()).await {
         if let Some(Ok(next)) = next
