@@ -7,7 +7,7 @@ use crate::identity::Identity;
 use godwit_wire::{DeviceId, RELAY_SERVER_NAME, RegionId, RelayId, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SigningKey,
+    KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SanType, SerialNumber, SigningKey,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
@@ -59,7 +59,14 @@ fn params(common_name: &str, life: Duration, now: UnixMillis) -> CertificatePara
     params.not_before = time(now.minus(BACKDATE));
     params.not_after = time(now.plus(life));
     params.use_authority_key_identifier_extension = true;
+    // Of one length: one that is made of the key may be shorter, and a certificate's size would vary.
+    params.serial_number = Some(SerialNumber::from_slice(serial(now).as_bytes()));
     params
+}
+
+fn serial(now: UnixMillis) -> uuid::Uuid {
+    let nanos = u32::try_from(now.0 % 1000).unwrap_or(0) * 1_000_000;
+    uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, now.seconds(), nanos))
 }
 
 fn name(params: &mut CertificateParams, identity: &Identity) -> Result<(), AuthorityError> {

@@ -22,7 +22,7 @@ pub enum TlsError {
     Credential(#[from] rustls::Error),
 }
 
-/// What TLS needs from outside: cryptography and the time.
+/// What comes in from outside: cryptography, randomness and the time.
 #[derive(Clone, Debug)]
 pub struct Crypto {
     pub provider: Arc<CryptoProvider>,
@@ -33,6 +33,18 @@ impl Crypto {
     /// aws-lc-rs and the machine's clock.
     pub fn system() -> Self {
         Self { provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()), clock: Clock::system() }
+    }
+
+    /// Fresh bytes of the provider's secure randomness.
+    pub fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.provider.secure_random.fill(&mut bytes).expect("a provider without randomness could make no handshake");
+        bytes
+    }
+
+    /// A fresh random number, never 0.
+    pub fn random_number(&self) -> u64 {
+        u64::from_le_bytes(self.random()).max(1)
     }
 
     fn time(&self) -> Arc<dyn TimeProvider> {

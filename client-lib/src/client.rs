@@ -3,10 +3,10 @@
 use crate::content::Content;
 use crate::error::Error;
 use crate::event::{ConnectionState, MessageState, Next};
-use crate::store::{ChatRow, Lock, Outgoing, Store, Stored, lock};
+use crate::host::Host;
+use crate::store::{ChatRow, Lock, Outgoing, Store, Stored, fresh_id, lock};
 use crate::stream::EventStream;
 use crate::worker::{Job, Worker};
-use godwit_certs::tls::Crypto;
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
 use godwit_wire::frame::Receipt;
 use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
@@ -19,7 +19,6 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// What the app asks of the connection and was not taken up, at most.
 const JOBS: usize = 64;
@@ -34,11 +33,14 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub struct ClientOptions {
     /// The device's folder, where it was enrolled.
     pub home: PathBuf,
+    /// The machine it runs on.
+    pub host: Host,
 }
 
 impl ClientOptions {
+    /// On this machine.
     pub fn new(home: impl Into<PathBuf>) -> Self {
-        Self { home: home.into() }
+        Self { home: home.into(), host: Host::system() }
     }
 }
 
@@ -119,6 +121,7 @@ impl From<LogEntry> for HistoryEntry {
 pub(crate) struct Inner {
     pub(crate) home: PathBuf,
     pub(crate) device: DeviceId,
+    pub(crate) host: Host,
     store: Mutex<Store>,
     /// Something was put into the outbox.
     pub(crate) wake: Notify,
@@ -176,12 +179,13 @@ impl Client {
     /// # Errors
     /// [`Error::NotEnrolled`], [`Error::Corrupt`], [`Error::Newer`], or that the home cannot be read.
     pub fn open(options: ClientOptions) -> Result<Self, Error> {
-        let ClientOptions { home } = options;
-        let store = Store::open(&home, false)?;
+        let ClientOptions { home, host } = options;
+        let store = Store::open(&home, &host, false)?;
         let row = store.device()?.ok_or_else(|| Error::NotEnrolled(home.clone()))?;
         let inner = Arc::new(Inner {
             home: home.clone(),
             device: row.id,
+            host,
             store: Mutex::new(store),
             wake: Notify::new(),
             changes: watch::Sender::new(0),
@@ -294,7 +298,8 @@ impl Client {
     /// A new group, with this user as its owner. Works offline; [`Client::wait_for`] tells when it is created.
     pub fn create_group(&self, title: Title, members: Vec<Member>) -> Result<(ChatId, MessageId), Error> {
         let home = self.inner.device.home();
-        let chat = ChatId::group(home, Uuid::now_v7()).map_err(|error| Error::Invalid(error.to_string()))?;
+        let chat = ChatId::group(home, fresh_id(&self.inner.host.crypto))
+            .map_err(|error| Error::Invalid(error.to_string()))?;
         check_members(&self.inner.device.user(), &members)?;
         let outgoing = Outgoing::Create { kind: ChatKind::Group, title, participants: members };
         let id = self.put_one(&chat, outgoing)?;
@@ -525,6 +530,19 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Ends at once, with nothing finished and nobody told, as if the app was killed. For simulations.
+    pub async fn abort(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+            // Its end is the one just asked for.
+            let _ = task.await;
+        }
+        self.stop.cancel();
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -558,6 +576,7 @@ async fn work(
             break held;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(POLL) => {}
         }
@@ -567,5 +586,5 @@ async fn work(
         }
     };
     owning.send_replace(true);
-    Worker::new(inner, jobs, stop, Crypto::system(), lock_held).run().await;
+    Worker::new(inner, jobs, stop, lock_held).run().await;
 }

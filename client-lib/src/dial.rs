@@ -1,14 +1,17 @@
 //! Makes a connection: resolves addresses, tries them a little apart, takes the first that answers.
 
 use crate::error::Error;
+use crate::host::Host;
 use godwit_certs::authority::Credential;
 use godwit_certs::identity::{self, Identity};
 use godwit_certs::tls::{self, Crypto};
 use godwit_wire::{Code, RELAY_SERVER_NAME, Refusal, RelayId, codec};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, ConnectionError, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    AsyncUdpSocket, ClientConfig, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
+};
 use rustls::pki_types::CertificateDer;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -24,8 +27,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const EVENT_LANES: u32 = 16;
 
 /// A socket for each family, made when first used. Cloning shares them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sockets(Arc<Mutex<Endpoints>>);
+#[derive(Clone, Debug)]
+pub(crate) struct Sockets {
+    host: Host,
+    endpoints: Arc<Mutex<Endpoints>>,
+}
 
 #[derive(Debug, Default)]
 struct Endpoints {
@@ -33,14 +39,18 @@ struct Endpoints {
     v6: Option<Endpoint>,
 }
 
-fn socket(v6: bool) -> std::io::Result<UdpSocket> {
-    let address: SocketAddr = if v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-    UdpSocket::bind(address)
-}
-
 impl Sockets {
+    pub(crate) fn new(host: Host) -> Self {
+        Self { host, endpoints: Arc::default() }
+    }
+
+    fn socket(&self, v6: bool) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
+        let any = if v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+        (self.host.bind)(any)
+    }
+
     fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, Error> {
@@ -51,9 +61,11 @@ impl Sockets {
             return Ok(endpoint.clone());
         }
         let unreachable = |error: std::io::Error| Error::Unreachable(format!("no socket: {error}"));
-        let socket = socket(v6).map_err(unreachable)?;
+        let socket = self.socket(v6).map_err(unreachable)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).map_err(unreachable)?;
+        let mut config = EndpointConfig::default();
+        config.rng_seed(Some(self.host.crypto.random()));
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, runtime).map_err(unreachable)?;
         *slot = Some(endpoint.clone());
         Ok(endpoint)
     }
@@ -63,7 +75,7 @@ impl Sockets {
         let endpoints = self.endpoints();
         for (endpoint, v6) in [(&endpoints.v4, false), (&endpoints.v6, true)] {
             if let Some(endpoint) = endpoint {
-                endpoint.rebind(socket(v6)?)?;
+                endpoint.rebind_abstract(self.socket(v6)?)?;
             }
         }
         Ok(())

@@ -2,9 +2,9 @@
 
 use crate::dial::{Dialer, Sockets, ended};
 use crate::error::Error;
+use crate::host::Host;
 use crate::session::one_shot;
 use crate::store::{DeviceRow, Store, lock};
-use godwit_certs::tls::Crypto;
 use godwit_certs::{DeviceKey, Identity, identity};
 use godwit_wire::frame::{EnrolRequest, Reply};
 use godwit_wire::{ALPN_ENROL, DeviceId};
@@ -23,6 +23,8 @@ pub struct EnrolOptions {
     pub authority_pem: String,
     /// The token. Used up by this.
     pub token: String,
+    /// The machine it runs on.
+    pub host: Host,
 }
 
 /// Enrols this device. On a home that was enrolled before, the device must be the same: it gets a new key and
@@ -34,14 +36,14 @@ pub struct EnrolOptions {
 ///
 /// Cancel safety: if the relay had answered already, the token is used up and the certificate lost.
 pub async fn enrol(options: EnrolOptions) -> Result<DeviceId, Error> {
-    let EnrolOptions { home, relays, authority_pem, token } = options;
+    let EnrolOptions { home, relays, authority_pem, token, host } = options;
     let certificates = |error: &dyn ToString| Error::Certificates(error.to_string());
     let authority = CertificateDer::from_pem_slice(authority_pem.as_bytes())
         .map_err(|error| Error::Invalid(format!("authority: not a certificate: {error}")))?;
     let device = subject(&token)?;
     std::fs::create_dir_all(&home).map_err(|source| Error::Io { path: home.clone(), source })?;
     let Some(_lock) = lock(&home)? else { return Err(Error::InUse(home)) };
-    let mut store = Store::open(&home, true)?;
+    let mut store = Store::open(&home, &host, true)?;
     if let Some(known) = store.device()?
         && known.id != device
     {
@@ -49,8 +51,8 @@ pub async fn enrol(options: EnrolOptions) -> Result<DeviceId, Error> {
     }
     let key = DeviceKey::generate().map_err(|error| certificates(&error))?;
     let csr = key.request(&device).map_err(|error| certificates(&error))?.into();
-    let dialer = Dialer::new(&Crypto::system(), &authority, None, ALPN_ENROL)?;
-    let connection = dialer.connect(&Sockets::default(), &relays, &[]).await?.connection;
+    let dialer = Dialer::new(&host.crypto, &authority, None, ALPN_ENROL)?;
+    let connection = dialer.connect(&Sockets::new(host), &relays, &[]).await?.connection;
     let reply = one_shot(&connection, &EnrolRequest::Enrol { token, csr }).await;
     let chain = match reply {
         Ok(Reply::Certificate(chain)) => chain,

@@ -6,7 +6,7 @@
 //! and acknowledges them when it has them.
 //!
 //! ```no_run
-//! use godwit_client::{Client, ClientOptions, Content, EnrolOptions, Event, MessageState};
+//! use godwit_client::{Client, ClientOptions, Content, EnrolOptions, Event, Host, MessageState};
 //! use std::time::Duration;
 //!
 //! # async fn example() -> Result<(), godwit_client::Error> {
@@ -17,6 +17,7 @@
 //!     relays: vec!["relay.example:4433".into()],
 //!     authority_pem: std::fs::read_to_string("root.crt").expect("the root's certificate"),
 //!     token: "eyJ…".into(),
+//!     host: Host::system(),
 //! })
 //! .await?;
 //!
@@ -40,6 +41,7 @@
 //! - [`client`]: the public API
 //! - [`event`]: what an app hears; [`content`]: what a message says
 //! - [`enrol`]: how a device gets its certificate
+//! - [`host`]: the device, as it comes in from outside
 //! - [`order`]: per-chat order and gaps (pure)
 //! - [`store`]: the device's own store; `outbox` what is unsent
 //! - `worker`: keeps the connection, sends and takes; `session` one live connection; `dial` how it is made
@@ -50,6 +52,7 @@ mod dial;
 pub mod enrol;
 pub mod error;
 pub mod event;
+pub mod host;
 pub mod order;
 mod session;
 mod store;
@@ -64,4 +67,5 @@ pub use event::{ConnectionState, Event, MessageState, Next};
 pub use godwit_wire::entry::{Change, ChatKind, Member, Role, Title};
 pub use godwit_wire::frame::Receipt;
 pub use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
+pub use host::Host;
 pub use stream::EventStream;

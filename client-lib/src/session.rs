@@ -158,6 +158,7 @@ async fn accept_events(connection: Connection, incoming: mpsc::Sender<FromRelay>
     let mut lanes = JoinSet::new();
     let reason = loop {
         tokio::select! {
+            biased;
             lane = connection.accept_uni() => match lane {
                 Ok(lane) => drop(lanes.spawn(read_events(lane, incoming.clone()))),
                 Err(reason) => break reason,

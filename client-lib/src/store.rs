@@ -19,12 +19,15 @@ pub(crate) use take::{Incoming, Taken};
 
 use crate::error::Error;
 use crate::event::{Event, Next};
+use crate::host::Host;
+use godwit_certs::tls::Crypto;
 use godwit_wire::DeviceId;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The number of the schema.
 const SCHEMA: i64 = 2;
@@ -46,6 +49,7 @@ pub(crate) struct DeviceRow {
 pub(crate) struct Store {
     path: PathBuf,
     db: Connection,
+    crypto: Crypto,
 }
 
 /// The exclusive right to keep this home's connection. Given up when dropped.
@@ -77,7 +81,7 @@ fn corrupt(path: &Path, error: rusqlite::Error) -> Error {
 
 impl Store {
     /// Opens the store in `home`; makes both if `create`.
-    pub(crate) fn open(home: &Path, create: bool) -> Result<Self, Error> {
+    pub(crate) fn open(home: &Path, host: &Host, create: bool) -> Result<Self, Error> {
         let path = home.join("device.db");
         let io = |source| Error::Io { path: path.clone(), source };
         if create {
@@ -89,11 +93,14 @@ impl Store {
         }
         let db = Connection::open(&path).map_err(|error| corrupt(&path, error))?;
         db.busy_timeout(BUSY)?;
-        let mut store = Self { path, db };
+        let mut store = Self { path, db, crypto: host.crypto.clone() };
         store.prepare().map_err(|error| match error {
             Error::Store(error) => corrupt(&store.path, error),
             other => other,
         })?;
+        if let Some(may_commit) = host.may_commit.clone() {
+            store.db.commit_hook(Some(move || !may_commit()));
+        }
         Ok(store)
     }
 
@@ -193,6 +200,11 @@ impl Store {
         self.db.prepare_cached("DELETE FROM events WHERE id <= ?1")?.execute([id])?;
         Ok(())
     }
+}
+
+/// A new id for a message or a chat: a UUIDv7 (RFC 9562).
+pub(crate) fn fresh_id(crypto: &Crypto) -> Uuid {
+    uuid::Builder::from_unix_timestamp_millis(crypto.clock.now().0, &crypto.random()).into_uuid()
 }
 
 fn encode_chain(chain: &[Vec<u8>]) -> Vec<u8> {

@@ -11,7 +11,6 @@ use crate::error::Error;
 use crate::event::ConnectionState;
 use crate::order::Order;
 use crate::store::{Lock, Orders};
-use godwit_certs::tls::Crypto;
 use godwit_wire::frame::Welcome;
 use godwit_wire::{ChatId, Code, Seq};
 use join::{Joined, Joiner, addresses};
@@ -62,14 +61,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        inner: Arc<Inner>,
-        jobs: mpsc::Receiver<Job>,
-        stop: CancellationToken,
-        crypto: Crypto,
-        lock: Lock,
-    ) -> Self {
-        let joiner = Joiner { inner: inner.clone(), crypto, sockets: Sockets::default() };
+    pub(crate) fn new(inner: Arc<Inner>, jobs: mpsc::Receiver<Job>, stop: CancellationToken, lock: Lock) -> Self {
+        let joiner = Joiner { inner: inner.clone(), sockets: Sockets::new(inner.host.clone()) };
         Self {
             inner,
             jobs,
@@ -89,6 +82,7 @@ impl Worker {
         loop {
             let stop = self.stop.clone();
             let end = tokio::select! {
+                biased;
                 () = stop.cancelled() => End::Stopped,
                 end = self.once(joined.take()) => end,
             };
@@ -144,6 +138,7 @@ impl Worker {
         tokio::pin!(sleep);
         loop {
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return false,
                 () = &mut sleep => return true,
                 job = self.jobs.recv() => match job {
@@ -170,6 +165,7 @@ impl Worker {
         self.inner.set_state(ConnectionState::Refused(refusal.clone()));
         loop {
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 job = self.jobs.recv() => match job {
                     Some(job) => job.fail(&|| Error::Refused(refusal.clone())),

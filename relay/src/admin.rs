@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::edge::{Edge, drain};
+use crate::host::Disk;
 use crate::metrics::Peer;
 use crate::store::{Snapshot, StoreError, file};
 use axum::Router;
@@ -29,6 +30,7 @@ pub(crate) struct Admin {
     edge: Arc<Edge>,
     served: Arc<ServedCertificate>,
     stop: CancellationToken,
+    disk: Arc<dyn Disk>,
     store_path: PathBuf,
     drain_per_second: usize,
     totals_at: Mutex<Option<Instant>>,
@@ -40,10 +42,11 @@ impl Admin {
         served: Arc<ServedCertificate>,
         stop: CancellationToken,
         config: &Config,
+        disk: Arc<dyn Disk>,
     ) -> Arc<Self> {
         let store_path = config.data.join(file::NAME);
         let drain_per_second = config.cluster.drain_per_second.count();
-        Arc::new(Self { edge, served, stop, store_path, drain_per_second, totals_at: Mutex::new(None) })
+        Arc::new(Self { edge, served, stop, disk, store_path, drain_per_second, totals_at: Mutex::new(None) })
     }
 }
 
@@ -109,7 +112,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     metrics.outbox_depth.set(gauge(depth as u64));
     metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
     of_cluster(&admin.edge);
-    metrics.store_size.set(std::fs::metadata(&admin.store_path).map_or(0, |meta| gauge(meta.len())));
+    metrics.store_size.set(admin.disk.len(&admin.store_path).map_or(0, gauge));
     let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
     metrics.certificate_expiry.set(gauge(expiry));
     (StatusCode::OK, metrics.render())

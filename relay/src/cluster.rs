@@ -9,6 +9,7 @@ mod load;
 pub mod report;
 
 use crate::edge::Edge;
+use crate::host::Threads;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
 use godwit_core::device::Revocation;
@@ -77,10 +78,10 @@ impl Cluster {
 
     /// Looks for the relays at `join` until each is linked; addresses may be names with several addresses. Links are
     /// served by `edge`.
-    pub(crate) fn join(self: &Arc<Self>, edge: &Arc<Edge>, join: &[String]) {
+    pub(crate) fn join(self: &Arc<Self>, edge: &Arc<Edge>, join: &[String], threads: &Threads) {
         // A cluster is joined once.
         let _ = self.edge.set(Arc::downgrade(edge));
-        self.spawn(self.clone().measure(Arc::downgrade(edge)));
+        self.spawn(self.clone().measure(Arc::downgrade(edge), threads.clone()));
         self.joined.fetch_or(!join.is_empty(), Ordering::Relaxed);
         for address in join {
             let (cluster, address) = (self.clone(), address.clone());
@@ -93,6 +94,7 @@ impl Cluster {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = task => {}
             }
@@ -361,6 +363,11 @@ impl Cluster {
 
     pub(crate) fn stats(&self) -> Stats {
         locked(&self.gossip).stats()
+    }
+
+    /// Ends its tasks at once.
+    pub(crate) fn abort(&self) {
+        self.stop.cancel();
     }
 
     /// Tells the others that this relay goes, and ends its tasks.

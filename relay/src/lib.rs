@@ -8,6 +8,7 @@
 //! - [`config`]: what can be set
 //! - [`edge`]: devices, their sessions and lanes
 //! - [`quic`]: the transport
+//! - [`host`]: the machine a relay runs on, as it comes in from outside
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
@@ -21,6 +22,7 @@ pub mod cluster;
 pub mod config;
 mod edge;
 mod fanout;
+pub mod host;
 pub mod metrics;
 mod outbox;
 mod owner;
@@ -32,4 +34,5 @@ mod router;
 pub mod store;
 
 pub use config::Config;
+pub use host::Host;
 pub use relay::{Relay, StartError};

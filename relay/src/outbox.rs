@@ -12,6 +12,7 @@
 mod file;
 
 use crate::edge::forward::forward;
+use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::peers::{DeviceCredential, PeerLink};
 use crate::router::{Route, Router, away};
@@ -128,13 +129,8 @@ impl State {
 
 impl Outbox {
     /// Opens the outbox in a relay's data folder.
-    pub(crate) fn open(
-        folder: &Path,
-        limits: OutboxLimits,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> Result<Self, StoreError> {
-        let (file, contents) = File::open(folder)?;
+    pub(crate) fn open(host: &Host, folder: &Path, limits: OutboxLimits, metrics: Metrics) -> Result<Self, StoreError> {
+        let (file, contents) = File::open(host, folder)?;
         let mut state = State { proofs: contents.proofs.into_iter().collect(), ..State::default() };
         for Kept { device, enrolment, request, since } in contents.requests {
             let sender = Sender { device, enrolment };
@@ -145,6 +141,7 @@ impl Outbox {
                 tracing::error!("the outbox holds a request that is not numbered");
             }
         }
+        let clock = host.crypto.clock.clone();
         Ok(Self { file, limits, clock, metrics, state: Mutex::new(state), news: Notify::new() })
     }
 
@@ -271,6 +268,7 @@ impl Outbox {
                 handing.spawn(async move { outbox.hand_on(&router, place).await });
             }
             tokio::select! {
+                biased;
                 // The sender is the router's own.
                 _ = changes.changed() => {}
                 () = self.news.notified() => {}

@@ -5,6 +5,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{Config, Role};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
+use crate::host::{Host, Thread};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::owner::Owner;
@@ -25,7 +26,6 @@ use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +53,6 @@ pub enum StartError {
     Suite(#[from] NoInitialCipherSuite),
     #[error("certificates: they name relay {found}, this is {expected}")]
     OtherRelay { found: RelayId, expected: RelayId },
-    #[error("the system gives no randomness")]
-    Randomness,
     #[error("{what} {address}: {source}")]
     Bind { what: &'static str, address: SocketAddr, source: io::Error },
     #[error("{}: {source}", path.display())]
@@ -71,7 +69,7 @@ pub struct Relay {
     pub authority: PathBuf,
     certs: RelayDir,
     config: Config,
-    crypto: Crypto,
+    host: Host,
     served: Arc<ServedCertificate>,
     edge: Arc<Edge>,
     endpoint: Endpoint,
@@ -79,8 +77,8 @@ pub struct Relay {
     accepting: JoinHandle<()>,
     /// None at an edge.
     fanning: Option<JoinHandle<()>>,
-    administering: JoinHandle<()>,
-    store_thread: Option<std::thread::JoinHandle<()>>,
+    administering: Option<JoinHandle<()>>,
+    store_thread: Option<Thread>,
     identity: Arc<ArcSwap<RelayFiles>>,
 }
 
@@ -88,26 +86,27 @@ pub struct Relay {
 struct Home {
     owner: Owner,
     worker: (Worker, mpsc::UnboundedReceiver<Committed>),
-    thread: std::thread::JoinHandle<()>,
+    thread: Thread,
 }
 
 impl Home {
     /// Opens the store, and takes up what an earlier run left.
     async fn open(
         config: &Config,
-        crypto: &Crypto,
+        host: &Host,
         id: &RelayId,
         identity: &Arc<ArcSwap<RelayFiles>>,
         registry: &Arc<Registry>,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let path = config.data.join(file::NAME);
-        let opener = file::opener(path, id.region(), config.store.cache.bytes());
-        file::begin_run(&opener()?, &config.data)?;
-        let free = file::free_bytes(config.data.clone());
-        let clock = crypto.clock.clone();
+        let opener = file::opener(host.disk.clone(), path, id.region(), config.store.cache.bytes());
+        file::begin_run(&*host.disk, &opener()?, &config.data, host.crypto.random_number())?;
+        let (disk, data) = (host.disk.clone(), config.data.clone());
+        let free = Box::new(move || disk.free_bytes(&data));
+        let clock = host.crypto.clock.clone();
         let OpenStore { store, committed, thread } =
-            Store::open(opener, Some(free), &config.store_limits(), clock.clone(), metrics.clone())?;
+            Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?;
         let (registry, metrics) = (registry.clone(), metrics.clone());
         let (mut worker, fanout) =
             Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
@@ -128,7 +127,8 @@ fn dialling(crypto: &Crypto, root: &CertificateDer<'_>, credential: Credential) 
 
 impl Relay {
     /// Opens the store, takes up what an earlier run left, and only then opens the ports.
-    pub async fn start(config: &Config, crypto: &Crypto) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, host: &Host) -> Result<Self, StartError> {
+        let crypto = &host.crypto;
         let certs = RelayDir::new(&config.certs);
         let files = certs.read()?;
         files.check(crypto)?;
@@ -139,25 +139,24 @@ impl Relay {
         let tls = tls::relay(crypto, &files.root, served.clone(), Tickets::Stateless(ticketer), alpn)?;
 
         let metrics = Metrics::default();
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.data)
+        host.disk
+            .create_dir(&config.data)
             .map_err(|source| StartError::Folder { path: config.data.clone(), source })?;
-        let secret = endpoint::secret(&config.data)
+        let secret = endpoint::secret(host, &config.data)
             .map_err(|source| StartError::Folder { path: config.data.join("endpoint.key"), source })?;
         // Taken first, since somebody else may have them, and served last.
         let bind_error = |what, address| move |source| StartError::Bind { what, address, source };
-        let socket = endpoint::bind(config.listen).map_err(bind_error("listen", config.listen))?;
-        let listener = TcpListener::bind(config.admin).await.map_err(bind_error("admin", config.admin))?;
-        let outbox = Outbox::open(&config.data, config.outbox(), crypto.clock.clone(), metrics.clone())?;
+        let socket = host.network.udp(config.listen).map_err(bind_error("listen", config.listen))?;
+        let listener = host.network.tcp(config.admin).and_then(|tcp| tcp.map(TcpListener::from_std).transpose());
+        let listener = listener.map_err(bind_error("admin", config.admin))?;
+        let outbox = Outbox::open(host, &config.data, config.outbox(), metrics.clone())?;
         let outbox = Arc::new(outbox);
         let registry = Arc::new(Registry::new(config.delivery.lane_bytes.bytes()));
         let chains = ChainVerifier::new(crypto, &files.root)?;
         let (root, credential) = (files.root.clone(), files.credential.clone());
         let identity = Arc::new(ArcSwap::from_pointee(files));
         let home = match config.cluster.role {
-            Role::Store => Some(Home::open(config, crypto, &id, &identity, &registry, &metrics).await?),
+            Role::Store => Some(Home::open(config, host, &id, &identity, &registry, &metrics).await?),
             Role::Edge => None,
         };
 
@@ -168,10 +167,12 @@ impl Relay {
             .incoming_buffer_size(64 << 10)
             .incoming_buffer_size_total(16 << 20);
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(endpoint::config(&secret), Some(server), socket, runtime)
+        let endpoint = endpoint::config(&secret, crypto);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, runtime)
             .map_err(bind_error("listen", config.listen))?;
         let quic = endpoint.local_addr().map_err(bind_error("listen", config.listen))?;
-        let admin = listener.local_addr().map_err(bind_error("admin", config.admin))?;
+        let admin = listener.as_ref().map_or(Ok(config.admin), TcpListener::local_addr);
+        let admin = admin.map_err(bind_error("admin", config.admin))?;
 
         let kind = if home.is_some() { Kind::Store } else { Kind::Edge };
         let me = peers::identity(id.clone(), config.cluster.advertise.unwrap_or(quic), crypto.clock.now().0, kind);
@@ -189,9 +190,7 @@ impl Relay {
         let generation = owner.as_ref().map(|owner| owner.store.generation());
         let dialling = dialling(crypto, &root, credential)?;
         let peers = Arc::new(Peers::new(me.clone(), generation, crypto.clock.clone(), endpoint.clone(), dialling));
-        let mut seed = [0; 8];
-        aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::Randomness)?;
-        let gossip = Gossip::new(me, &config.gossip(), u64::from_le_bytes(seed));
+        let gossip = Gossip::new(me, &config.gossip(), crypto.random_number());
         let cluster = Cluster::new(gossip, peers);
         let edge = Arc::new(Edge::new(EdgeParts {
             relay: id.clone(),
@@ -206,7 +205,7 @@ impl Relay {
             metrics: metrics.clone(),
         }));
         edge.router.cluster.spawn(outbox.run(edge.router.clone()));
-        edge.router.cluster.join(&edge, &config.cluster.join);
+        edge.router.cluster.join(&edge, &config.cluster.join, &host.threads);
         let stop = CancellationToken::new();
         let cluster = edge.router.cluster.clone();
         let fanning = worker.map(|(mut worker, committed)| {
@@ -214,12 +213,14 @@ impl Relay {
             tokio::spawn(worker.run(committed))
         });
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
-        let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config);
+        let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config, host.disk.clone());
         let router = admin::router(admin_state);
-        let administering = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the admin port ended");
-            }
+        let administering = listener.map(|listener| {
+            tokio::spawn(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!(%error, "the admin port ended");
+                }
+            })
         });
         let authority = certs.root_certificate_path();
         tracing::info!(relay = %id, %quic, %admin, "ready");
@@ -230,7 +231,7 @@ impl Relay {
             authority,
             certs,
             config: config.clone(),
-            crypto: crypto.clone(),
+            host: host.clone(),
             served,
             edge,
             endpoint,
@@ -258,12 +259,12 @@ impl Relay {
     /// The first thing that cannot be read; nothing was changed then.
     pub fn reload(&self, config: &Config) -> Result<(), StartError> {
         let files = self.certs.read()?;
-        files.check(&self.crypto)?;
+        files.check(&self.host.crypto)?;
         if files.relay != self.id {
             return Err(StartError::OtherRelay { found: files.relay, expected: self.id.clone() });
         }
         self.served.replace(files.credential.clone())?;
-        self.edge.router.cluster.peers.dial_with(dialling(&self.crypto, &files.root, files.credential.clone())?);
+        self.edge.router.cluster.peers.dial_with(dialling(&self.host.crypto, &files.root, files.credential.clone())?);
         self.identity.store(Arc::new(files));
         self.edge.limits.store(Arc::new(UserLimits::new(&config.rates())));
         if (Config { limits: self.config.limits.clone(), ..config.clone() }) != self.config {
@@ -309,21 +310,34 @@ impl Relay {
         endpoint.close(VarInt::from_u32(reason.code.number().into()), &reason_bytes);
         end(accepting, deadline, "accepting").await;
         edge.outbox.close().await;
-        administering.abort();
-        // Its end is the cancellation just asked for.
-        let _ = administering.await;
+        if let Some(administering) = administering {
+            administering.abort();
+            // Its end is the cancellation just asked for.
+            let _ = administering.await;
+        }
         drop(edge);
         if let Some(fanning) = fanning {
             end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
         }
-        if let Some(thread) = store_thread {
-            let closed = tokio::task::spawn_blocking(move || thread.join());
-            if !matches!(tokio::time::timeout(Duration::from_secs(2), closed).await, Ok(Ok(Ok(())))) {
-                tracing::error!("the store's thread did not end in time");
-            }
+        if let Some(thread) = store_thread
+            && !matches!(tokio::time::timeout(Duration::from_secs(2), thread.ended()).await, Ok(true))
+        {
+            tracing::error!("the store's thread did not end in time");
         }
         let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
         tracing::info!("stopped");
+    }
+
+    /// Ends at once, with nothing finished and nobody told, as in a crash. For simulations, which take the network and the
+    /// disk from it first: what its tasks do until they have ended is seen by nobody.
+    pub fn abort(self) {
+        let Self { edge, endpoint, accepting, fanning, administering, .. } = self;
+        accepting.abort();
+        for task in [fanning, administering].into_iter().flatten() {
+            task.abort();
+        }
+        edge.router.cluster.abort();
+        endpoint.close(VarInt::from_u32(0), b"");
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) use read::{PageLimit, RegionRun, Snapshot, Unsettled};
 pub use replica::{Base, Replicated};
 pub use tables::{Floor, Watermark};
 
+use crate::host::{Host, Thread};
 use crate::metrics::Metrics;
 use chats::{ChatCache, Commands};
 use delivery::{InboxWrites, SaveProgress};
@@ -36,7 +37,7 @@ use devices::{Enrol, NoteRevocations, Renewed, Revoke, Seen};
 use godwit_core::device::Revocation;
 use godwit_core::{Command, Entry, Outcome};
 use godwit_wire::frame::{HistoryPage, Range};
-use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
 use redb::Database;
 use replica::Replicate;
 use restored::{DropCopies, NoteMet};
@@ -190,6 +191,7 @@ impl Shared {
 pub struct Store {
     jobs: mpsc::Sender<Box<dyn Job>>,
     shared: Arc<Shared>,
+    host: Host,
     in_flight: Arc<Semaphore>,
     in_flight_permits: u32,
     generation: Arc<AtomicU64>,
@@ -207,11 +209,11 @@ pub struct OpenStore {
     pub store: Store,
     pub committed: mpsc::UnboundedReceiver<Committed>,
     /// Ends once every handle is dropped, all that queued is committed and the file is closed.
-    pub thread: std::thread::JoinHandle<()>,
+    pub thread: Thread,
 }
 
 impl Store {
-    /// Opens a store with `opener` and starts its writer.
+    /// Opens a store with `opener` and starts its writer. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Whatever `opener` returns; nothing was started then.
@@ -219,7 +221,7 @@ impl Store {
         opener: Opener,
         free_bytes: Option<Box<dyn Fn() -> Option<u64> + Send + Sync>>,
         limits: &StoreLimits,
-        clock: Clock,
+        host: &Host,
         metrics: Metrics,
     ) -> Result<OpenStore, StoreError> {
         let database = opener()?;
@@ -238,7 +240,8 @@ impl Store {
             committed: committed_tx,
             shared: shared.clone(),
             opener,
-            clock,
+            clock: host.crypto.clock.clone(),
+            threads: host.threads.clone(),
             metrics,
             cached_chats: limits.cached_chats,
             reserve_bytes: limits.reserve_bytes,
@@ -247,13 +250,14 @@ impl Store {
             free_space: None,
             reopen_at: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(move || writer.run())
+        let thread = host
+            .threads
+            .start("store", writer.run())
             .map_err(|source| StoreError::File { path: PathBuf::from("store thread"), source })?;
         let in_flight_permits = u32::try_from(limits.in_flight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         let in_flight = Arc::new(Semaphore::new(in_flight_permits as usize));
-        Ok(OpenStore { store: Self { jobs, shared, in_flight, in_flight_permits, generation }, committed, thread })
+        let store = Self { jobs, shared, host: host.clone(), in_flight, in_flight_permits, generation };
+        Ok(OpenStore { store, committed, thread })
     }
 
     /// Changes when the store was restored from a backup.
@@ -355,7 +359,7 @@ impl Store {
 
     /// Drops copies that are not what their home has. Clients that connect from now on compare what they have.
     pub(crate) async fn drop_copies(&self, chats: Vec<ChatId>) -> Result<(), Refusal> {
-        let generation = file::new_generation();
+        let generation = self.host.crypto.random_number();
         self.write(DropCopies { chats, generation }).await?;
         self.generation.store(generation, Ordering::Relaxed);
         Ok(())
@@ -384,7 +388,7 @@ impl Store {
         read: impl FnOnce(&Snapshot) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = self.shared.clone();
-        let result = tokio::task::spawn_blocking(move || {
+        let result = self.host.threads.blocking(move || {
             let database = shared.database().ok_or(StoreError::Closed)?;
             let txn = redb::ReadableDatabase::begin_read(&*database)?;
             read(&Snapshot::new(txn))
@@ -411,10 +415,10 @@ impl Store {
 
     /// Copies the store as it is now to a new file, under a new generation.
     pub async fn backup(&self, to: PathBuf) -> Result<(), StoreError> {
-        let shared = self.shared.clone();
-        let copy = tokio::task::spawn_blocking(move || {
+        let (shared, host) = (self.shared.clone(), self.host.clone());
+        let copy = self.host.threads.blocking(move || {
             let database = shared.database().ok_or(StoreError::Closed)?;
-            file::copy(&database, &to)
+            file::copy(&*host.disk, &database, &to, host.crypto.random_number())
         });
         copy.await.unwrap_or(Err(StoreError::Closed))
     }

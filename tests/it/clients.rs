@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use godwit_client::client::HistoryBody;
 use godwit_client::{
-    Change, ChatId, Client, Code, ConnectionState, Content, EnrolOptions, Error, Event, Member, MessageState, Role,
-    Seq, Title,
+    Change, ChatId, Client, Code, ConnectionState, Content, EnrolOptions, Error, Event, Host, Member, MessageState,
+    Role, Seq, Title,
 };
 use godwit_tests::lab::{Lab, PATIENCE};
 use godwit_tests::talk::{event, texts};
@@ -296,7 +296,7 @@ async fn of_several_relays_one_that_answers_is_enough() -> Result<()> {
     // A name with several addresses, of which one answers, and a port where nobody does.
     let relays = vec!["127.0.0.1:9".to_owned(), format!("localhost:{}", lab.address().port())];
     let authority_pem = std::fs::read_to_string(lab.authority.root_certificate_path())?;
-    let options = EnrolOptions { home, relays, authority_pem, token: lab.token(&device)? };
+    let options = EnrolOptions { home, relays, authority_pem, token: lab.token(&device)?, host: Host::system() };
     godwit_client::enrol(options).await?;
     let alice = lab.open("alice@eu/phone")?;
     alice.wait_connected(Duration::from_secs(10)).await?;

@@ -1,7 +1,9 @@
 //! The store, whatever engine is under it: outcomes that stay, over restarts and failing disks.
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_certs::tls::Crypto;
 use godwit_core::{Action, Command, Outcome, Sender};
+use godwit_relay::host::{Host, SystemDisk};
 use godwit_relay::metrics::Metrics;
 use godwit_relay::store::{InboxChange, InboxWrite, Issued, OpenStore, Store, StoreError, StoreLimits, file};
 use godwit_tests::disk::Disk;
@@ -49,21 +51,23 @@ impl Bench {
             Box::new(move || Some(if full.load(Ordering::Relaxed) { 0 } else { 1 << 40 }));
         let ticks = AtomicU64::new(1_000);
         let clock = Clock::new(move || UnixMillis(ticks.fetch_add(1, Ordering::Relaxed)));
+        let host = Host { crypto: Crypto { clock, ..Crypto::system() }, ..Host::system() };
         self.open =
-            Some(Store::open(opener(&self.disk), Some(free), &StoreLimits::default(), clock, Metrics::default())?);
+            Some(Store::open(opener(&self.disk), Some(free), &StoreLimits::default(), &host, Metrics::default())?);
         Ok(())
     }
 
     /// Stops in order and starts again.
-    fn restart(&mut self) -> Result<()> {
-        self.down()?;
+    async fn restart(&mut self) -> Result<()> {
+        self.down().await?;
         self.up()
     }
 
-    fn down(&mut self) -> Result<()> {
+    async fn down(&mut self) -> Result<()> {
         let OpenStore { store, committed, thread } = self.open.take().context("open")?;
         drop((store, committed));
-        thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))
+        ensure!(thread.ended().await, "the writer panicked");
+        Ok(())
     }
 
     fn store(&self) -> Store {
@@ -155,7 +159,7 @@ async fn outcomes_stay_however_old_and_over_restarts() -> Result<()> {
         }
         ensure!(bench.run(commands.clone()).await? == first, "all again");
         ensure!(bench.log().await?.len() == 900, "nothing doubled");
-        bench.restart()?;
+        bench.restart().await?;
     }
     ensure!(sent(&bench.one(send("alice", 901)).await?)? == 901, "and it goes on");
     Ok(())
@@ -169,7 +173,7 @@ async fn a_void_stays_void_until_the_device_has_heard_of_it() -> Result<()> {
     let refused = bench.one(big.clone()).await?;
     ensure!(matches!(&refused, Outcome::Refused(r) if r.code == Code::TooLarge), "{refused:?}");
     ensure!(sent(&bench.one(send("alice", 3)).await?)? == 2, "voids take no seq");
-    bench.restart()?;
+    bench.restart().await?;
     ensure!(bench.one(big.clone()).await? == refused, "the same after a restart");
     // "I wait for nothing below 4": the void is forgotten, and its number is not free again.
     let mut next = send("alice", 4);
@@ -290,7 +294,7 @@ async fn what_was_told_as_sent_survives_a_crash() -> Result<()> {
         bench.disk.fail_sync(true);
         let lost = bench.one(send("alice", n)).await;
         ensure!(lost.is_err(), "seed {seed}: told without a sync");
-        bench.down()?;
+        bench.down().await?;
         bench.disk.crash(|| random.bool());
         bench.disk.fail_sync(false);
         bench.up().with_context(|| format!("seed {seed}, round {round}: does not open"))?;
@@ -310,7 +314,7 @@ async fn what_was_told_as_sent_survives_a_crash() -> Result<()> {
 fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(file::NAME);
-    let open = || file::opener(path.clone(), "eu".parse().expect("a region"), 1 << 20)();
+    let open = || file::opener(Arc::new(SystemDisk), path.clone(), "eu".parse().expect("a region"), 1 << 20)();
     for (text, what) in
         [("not a database".repeat(1000), "damaged"), ("short".to_owned(), "damaged"), (String::new(), "damaged")]
     {
@@ -327,7 +331,7 @@ fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
     ensure!(mode & 0o777 == 0o600, "others may read it: {mode:o}");
     ensure!(matches!(open(), Err(StoreError::InUse(_))), "in use");
     drop(store);
-    let other = file::opener(path.clone(), "us".parse()?, 1 << 20)();
+    let other = file::opener(Arc::new(SystemDisk), path.clone(), "us".parse()?, 1 << 20)();
     ensure!(matches!(other, Err(StoreError::OtherRegion { .. })), "another region's");
     let database = redb::Database::create(&path)?;
     let txn = database.begin_write()?;

@@ -6,10 +6,9 @@ use anyhow::{Context, Result};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
 use godwit_certs::folder::AuthorityDir;
-use godwit_certs::tls::Crypto;
 use godwit_client::{Client, ClientOptions};
 use godwit_relay::cluster::report::MemberReport;
-use godwit_relay::{Config, Relay, StartError};
+use godwit_relay::{Config, Host, Relay, StartError};
 use godwit_wire::{Clock, DeviceId, RelayId};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
@@ -75,7 +74,7 @@ impl Cluster {
         // The address is free once the connections of the former self have ended.
         let starting = async {
             loop {
-                match Relay::start(&member.config, &Crypto::system()).await {
+                match Relay::start(&member.config, &Host::system()).await {
                     Err(StartError::Bind { .. }) => tokio::time::sleep(LOOK).await,
                     other => break other,
                 }

@@ -8,7 +8,7 @@ use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
 use godwit_client::{Client, ClientOptions, EnrolOptions};
 use godwit_relay::config::Layers;
-use godwit_relay::{Config, Relay};
+use godwit_relay::{Config, Host, Relay};
 use godwit_wire::{Clock, DeviceId, Refusal, RelayId, UnixMillis};
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
@@ -35,7 +35,8 @@ pub fn layers(certs: &Path, data: &Path) -> Result<Layers> {
 /// Enrols a device with the client library, into `home`.
 pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>, home: PathBuf) -> Result<()> {
     let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
-    godwit_client::enrol(EnrolOptions { home, relays, authority_pem, token }).await?;
+    godwit_client::enrol(EnrolOptions { home, relays, authority_pem, token, host: godwit_client::Host::system() })
+        .await?;
     Ok(())
 }
 
@@ -87,7 +88,7 @@ impl Lab {
     /// Starts the relay, on the address it had before.
     pub async fn up(&mut self) -> Result<()> {
         let crypto = Crypto { clock: self.clock(), ..Crypto::system() };
-        let relay = Relay::start(&self.config, &crypto).await?;
+        let relay = Relay::start(&self.config, &Host { crypto, ..Host::system() }).await?;
         self.config.listen = relay.quic;
         self.relay = Some(relay);
         Ok(())

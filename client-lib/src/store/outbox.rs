@@ -1,6 +1,7 @@
 //! What is unsent. A message has its number before [`put`](super::Store::put) returns, and keeps it until its outcome
 //! is known; only the home's `NumberTaken`, or a new enrolment, gives it another.
 
+use super::fresh_id;
 use super::{Store, int, uint};
 use crate::error::Error;
 use godwit_wire::entry::{Change, ChatKind, Content, Member, Title};
@@ -99,7 +100,7 @@ impl Store {
         let mut next = next.map_or(1, uint);
         let mut ids = Vec::with_capacity(outgoing.len());
         for one in outgoing {
-            let id = MessageId(Uuid::now_v7());
+            let id = MessageId(fresh_id(&self.crypto));
             let request = postcard::to_stdvec(one).map_err(|error| Error::Invalid(error.to_string()))?;
             txn.prepare_cached("INSERT INTO outbox (chat, n, id, request, state) VALUES (?1, ?2, ?3, ?4, ?5)")?
                 .execute(params![text, int(next), id.0.as_bytes(), request, PENDING])?;

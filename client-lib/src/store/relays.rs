@@ -110,7 +110,7 @@ mod tests {
 
     fn store(given: &[&str]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), true).unwrap();
+        let store = Store::open(folder.path(), &crate::host::Host::system(), true).unwrap();
         Store::give_relays(&store.db, &given.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         (folder, store)
     }

@@ -5,7 +5,6 @@ use crate::dial::{Dialed, Dialer, Sockets};
 use crate::error::Error;
 use crate::session::{FromRelay, Session, Started};
 use godwit_certs::DeviceKey;
-use godwit_certs::tls::Crypto;
 use godwit_wire::frame::{Address, Options, Welcome};
 use godwit_wire::{ALPN_DEVICE, Refusal, RelayId};
 use rustls::pki_types::CertificateDer;
@@ -29,7 +28,6 @@ pub(super) struct Joined {
 #[derive(Clone)]
 pub(super) struct Joiner {
     pub(super) inner: Arc<Inner>,
-    pub(super) crypto: Crypto,
     pub(super) sockets: Sockets,
 }
 
@@ -43,7 +41,8 @@ impl Joiner {
         let key = DeviceKey::from_der(&row.key).map_err(|error| Error::Certificates(error.to_string()))?;
         let chain: Vec<_> = row.chain.into_iter().map(CertificateDer::from).collect();
         let authority = CertificateDer::from(row.authority);
-        let dialer = Dialer::new(&self.crypto, &authority, Some(key.credential(chain.clone())), ALPN_DEVICE)?;
+        let dialer =
+            Dialer::new(&self.inner.host.crypto, &authority, Some(key.credential(chain.clone())), ALPN_DEVICE)?;
         Ok((dialer, key, chain))
     }
 

@@ -213,20 +213,8 @@ impl Live {
             self.close_gaps(worker);
             self.send_all(worker).await?;
             tokio::select! {
+                biased;
                 () = worker.stop.cancelled() => return Ok(None),
-                count = self.incoming.recv_many(&mut batch, TAKE) => {
-                    if count == 0 {
-                        return Err(Error::Unreachable("the connection ended".to_owned()));
-                    }
-                    self.pulse.heard();
-                    self.busy_at = Instant::now();
-                    self.arrived(worker, &mut batch).await?;
-                }
-                Some(brought) = self.errands.join_next() => match brought {
-                    Ok(Brought::Moved(Ok(joined))) => return Ok(Some(joined)),
-                    Ok(brought) => self.brought(worker, brought).await?,
-                    Err(error) => return Err(Error::Unreachable(format!("an errand did not end: {error}"))),
-                },
                 job = worker.jobs.recv() => match job {
                     Some(job) => self.job(worker, job)?,
                     None => return Ok(None),
@@ -243,6 +231,19 @@ impl Live {
                 () = &mut renew, if !renewed => {
                     renewed = true;
                     self.renew(worker)?;
+                }
+                Some(brought) = self.errands.join_next() => match brought {
+                    Ok(Brought::Moved(Ok(joined))) => return Ok(Some(joined)),
+                    Ok(brought) => self.brought(worker, brought).await?,
+                    Err(error) => return Err(Error::Unreachable(format!("an errand did not end: {error}"))),
+                },
+                count = self.incoming.recv_many(&mut batch, TAKE) => {
+                    if count == 0 {
+                        return Err(Error::Unreachable("the connection ended".to_owned()));
+                    }
+                    self.pulse.heard();
+                    self.busy_at = Instant::now();
+                    self.arrived(worker, &mut batch).await?;
                 }
             }
         }

@@ -2,8 +2,8 @@
 
 use super::Cluster;
 use crate::edge::Edge;
+use crate::host::Threads;
 use godwit_gossip::Status;
-use rustix::time::{ClockId, clock_gettime};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -11,20 +11,16 @@ use tokio::time::Instant;
 /// How often load is measured.
 const PERIOD: Duration = Duration::from_secs(1);
 
-fn cpu_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
-}
-
 impl Cluster {
     /// Measures for as long as the relay runs.
-    pub(super) async fn measure(self: Arc<Self>, edge: Weak<Edge>) {
+    pub(super) async fn measure(self: Arc<Self>, edge: Weak<Edge>, threads: Threads) {
         let cores =
             std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-        let (mut at, mut used) = (Instant::now(), cpu_time());
+        let (mut at, mut used) = (Instant::now(), threads.cpu_time());
         loop {
             tokio::time::sleep(PERIOD).await;
             let Some(edge) = edge.upgrade() else { return };
-            let (now, cpu) = (Instant::now(), cpu_time());
+            let (now, cpu) = (Instant::now(), threads.cpu_time());
             let share =
                 cpu.saturating_sub(used).as_secs_f64() / now.duration_since(at).as_secs_f64() / f64::from(cores);
             (at, used) = (now, cpu);

@@ -23,6 +23,7 @@ pub(crate) async fn run(edge: Arc<Edge>, endpoint: Endpoint, stop: CancellationT
     let mut forget = tokio::time::interval(FORGET_IDLE);
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
             _ = forget.tick() => {

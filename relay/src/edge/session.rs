@@ -126,6 +126,7 @@ async fn remote(
         serve_lanes(edge, connection, session, first, hello).await
     };
     tokio::select! {
+        biased;
         refused = session.remote.keep(edge, session, told) => refused,
         served = serving => served,
     }
@@ -155,6 +156,7 @@ async fn accept_lanes(
     tokio::pin!(expiry);
     loop {
         tokio::select! {
+            biased;
             () = connection.closed() => return Ok(()),
             () = &mut expiry => return Err(Code::CertificateExpired.into()),
             lane = connection.accept_lane() => match lane {

@@ -1,6 +1,7 @@
 //! Delivery one step at a time, over a real connection and a real store: what is heard late, twice or not at all.
 
 use super::*;
+use crate::host::Host;
 use crate::quic::Connection;
 use crate::store::{Issued, OpenStore, StoreLimits, file};
 use godwit_certs::authority::Root;
@@ -154,9 +155,10 @@ impl Bench {
 }
 
 fn open(folder: &std::path::Path) -> (Store, mpsc::UnboundedReceiver<Committed>) {
-    let opener = file::opener(folder.join(file::NAME), "eu".parse().unwrap(), 1 << 20);
+    let host = Host::system();
+    let opener = file::opener(host.disk.clone(), folder.join(file::NAME), "eu".parse().unwrap(), 1 << 20);
     let OpenStore { store, committed, .. } =
-        Store::open(opener, None, &StoreLimits::default(), Clock::system(), Metrics::default()).unwrap();
+        Store::open(opener, None, &StoreLimits::default(), &host, Metrics::default()).unwrap();
     (store, committed)
 }
 

@@ -1,6 +1,7 @@
 //! The outbox's file: what must survive a crash of this relay. One thread writes, and one fsync serves all that queued
 //! up.
 
+use crate::host::{Host, Threads};
 use crate::peers::DeviceCredential;
 use crate::store::StoreError;
 use crate::store::file::open_or_create;
@@ -79,15 +80,16 @@ fn request_key(sender: &Sender, chat: &ChatId, n: u64) -> String {
 
 impl File {
     /// Opens the file and starts its thread, which ends with the last handle.
-    pub(super) fn open(folder: &Path) -> Result<(Self, Contents), StoreError> {
+    pub(super) fn open(host: &Host, folder: &Path) -> Result<(Self, Contents), StoreError> {
         let path = folder.join(NAME);
-        let database = open_or_create(&path, CACHE_BYTES, prepare)?;
+        let database = open_or_create(&*host.disk, &path, CACHE_BYTES, prepare)?;
         let contents = read(&database)?;
         let (jobs, queue) = mpsc::channel(QUEUED);
         let (closed, close) = (Arc::new(Notify::new()), CancellationToken::new());
         let (ended, ending) = (closed.clone(), close.clone());
-        let thread = std::thread::Builder::new().name("outbox".to_owned()).spawn(move || {
-            run(&database, queue, &ending);
+        let threads = host.threads.clone();
+        let thread = host.threads.start("outbox", async move {
+            run(&database, queue, &ending, &threads).await;
             drop(database);
             ended.notify_one();
         });
@@ -140,9 +142,9 @@ fn read(database: &Database) -> Result<Contents, StoreError> {
     Ok(contents)
 }
 
-fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &CancellationToken) {
+async fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &CancellationToken, threads: &Threads) {
     while !close.is_cancelled()
-        && let Some(first) = queue.blocking_recv()
+        && let Some(first) = queue.recv().await
     {
         let mut jobs = vec![first];
         while let Ok(job) = queue.try_recv() {
@@ -152,6 +154,7 @@ fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &Cancellation
             tracing::error!(%error, "the outbox cannot be written");
             Refusal::retry(godwit_wire::Code::Unavailable, std::time::Duration::from_secs(2))
         });
+        threads.settle().await;
         for job in jobs {
             // Whoever asked may have gone.
             let _ = job.done.send(result.clone());

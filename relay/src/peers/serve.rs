@@ -97,6 +97,7 @@ impl Served {
         let (mut lanes, mut asks) = (JoinSet::new(), JoinSet::new());
         loop {
             tokio::select! {
+                biased;
                 () = connection.closed() => return Ok(()),
                 lane = connection.0.accept_uni() => match lane {
                     Ok(lane) => drop(lanes.spawn(self.clone().lane(lane))),
@@ -106,12 +107,12 @@ impl Served {
                     Ok((receive, send)) => drop(asks.spawn(self.clone().ask(receive, send))),
                     Err(_) => return Ok(()),
                 },
+                Some(ended) = lanes.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
+                Some(ended) = asks.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
                 packet = connection.0.read_datagram() => match packet {
                     Ok(packet) => self.edge.router.cluster.packet(self.link.relay(), &packet),
                     Err(_) => return Ok(()),
                 },
-                Some(ended) = lanes.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
-                Some(ended) = asks.join_next() => ended.map_err(|_| Refusal::from(Code::Internal))??,
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::frame::{PeerFrame, PeerPage};
 use super::*;
 use crate::config::{Config, Layers};
+use crate::host::Host;
 use crate::quic::endpoint::peer_transport;
 use crate::relay::Relay;
 use godwit_certs::DeviceKey;
@@ -44,7 +45,7 @@ impl Victim {
             layers.flag("test", key, value).unwrap();
         }
         let config: Config = layers.config().unwrap();
-        let relay = Relay::start(&config, &Crypto::system()).await.unwrap();
+        let relay = Relay::start(&config, &Host::system()).await.unwrap();
         Self { _folder: folder, authority, relay }
     }
 

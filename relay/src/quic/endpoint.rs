@@ -1,12 +1,12 @@
 //! The relay's one UDP port: its socket, its limits, and the secret that outlives a crash.
 
+use crate::host::Host;
 use aws_lc_rs::hmac;
+use godwit_certs::tls::Crypto;
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,32 +61,30 @@ pub(crate) fn peer_transport() -> TransportConfig {
 
 /// Stateless resets (RFC 9000, section 10.3) and connection ids are keyed by a secret that the relay keeps: after a crash
 /// it knows the ids of its former self, and tells devices to connect anew instead of letting them wait for a time-out.
-pub(crate) fn config(secret: &Secret) -> EndpointConfig {
+pub(crate) fn config(secret: &Secret, crypto: &Crypto) -> EndpointConfig {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
     let derive = |label: &[u8]| hmac::sign(&secret, label);
     let reset = derive(b"godwit stateless reset 1");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
     let ids = derive(b"godwit connection ids 1");
     let key = ids.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    config.rng_seed(Some(crypto.random()));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     config
 }
 
 /// The relay's own secret, made at its first start. It outlives the relay's certificates: devices with a connection to a
 /// former self must understand its resets.
-pub(crate) fn secret(data: &Path) -> io::Result<Secret> {
+pub(crate) fn secret(host: &Host, data: &Path) -> io::Result<Secret> {
     let path = data.join("endpoint.key");
-    match std::fs::read(&path) {
+    match host.disk.read(&path) {
         Ok(bytes) => {
             let bad = |_| io::Error::new(io::ErrorKind::InvalidData, "holds no key: remove it, and a new one is made");
             bytes.try_into().map_err(bad)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut secret = Secret::default();
-            aws_lc_rs::rand::fill(&mut secret).map_err(|_| io::Error::other("no randomness"))?;
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            file.write_all(&secret)?;
-            file.sync_all()?;
+            let secret: Secret = host.crypto.random();
+            host.disk.write(&path, &secret)?;
             Ok(secret)
         }
         Err(error) => Err(error),

@@ -2,13 +2,12 @@
 
 use super::tables::{self, RECORDS, Tables, decode, meta};
 use super::{Opener, StoreError};
+use crate::host::{Disk, SystemDisk};
 use crate::store::keys::Parts;
 use godwit_core::{Chat, Entry};
 use godwit_wire::{ChatId, RegionId, Seq};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,59 +21,48 @@ pub const NAME: &str = "store.redb";
 const RUNS_NAME: &str = "store.runs";
 
 /// How to open the store file at `path` for `region`; makes it if there is none.
-pub fn opener(path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
-    Arc::new(move || open_or_create(&path, cache_bytes, |database| prepare(database, &path, &region)))
+pub fn opener(disk: Arc<dyn Disk>, path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
+    Arc::new(move || open_or_create(&*disk, &path, cache_bytes, |database| prepare(database, &path, &region)))
 }
 
 /// Opens a database that only one process may have open; makes it if there is none. `prepare` writes, or checks, what it
 /// holds.
 pub(crate) fn open_or_create(
+    disk: &dyn Disk,
     path: &Path,
     cache_bytes: usize,
     prepare: impl Fn(&Database) -> Result<(), StoreError>,
 ) -> Result<Database, StoreError> {
-    if !path.exists() {
-        create(path, &prepare)?;
+    if disk.len(path).is_none() {
+        create(disk, path, &prepare)?;
     }
-    let database = open(path, cache_bytes)?;
+    let database = open(disk, path, cache_bytes)?;
     prepare(&database)?;
     Ok(database)
 }
 
-/// Free bytes on the disk of `path`.
-pub fn free_bytes(path: PathBuf) -> Box<dyn Fn() -> Option<u64> + Send + Sync> {
-    Box::new(move || {
-        let stat = rustix::fs::statvfs(&path).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-    })
-}
-
 /// Makes a store under another name and gives it its own once it is whole: an empty or half-made file under that name
-/// is a store that was damaged, not one to begin anew. Only the owner may read it.
-fn create(path: &Path, prepare: impl Fn(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
+/// is a store that was damaged, not one to begin anew.
+fn create(
+    disk: &dyn Disk,
+    path: &Path,
+    prepare: impl Fn(&Database) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let making = path.with_extension("new");
     let io = |source| StoreError::File { path: making.clone(), source };
-    match std::fs::remove_file(&making) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).map_err(io)?;
-    let database = Database::builder().create(&making)?;
+    disk.remove(&making).map_err(io)?;
+    let database = disk.create(&making)?;
     prepare(&database)?;
     drop(database);
-    std::fs::rename(&making, path).map_err(io)?;
-    match path.parent() {
-        Some(folder) => std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io),
-        None => Ok(()),
-    }
+    disk.rename(&making, path).map_err(io)
 }
 
-fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
+fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
     let at = |what: &dyn ToString| StoreError::Corrupt { path: path.to_owned(), what: what.to_string() };
-    if std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+    if disk.len(path) == Some(0) {
         return Err(at(&"an empty file"));
     }
-    match Database::builder().set_cache_size(cache_bytes).open(path) {
+    match disk.open(path, cache_bytes) {
         Ok(database) => Ok(database),
         Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse(path.to_owned())),
         Err(redb::DatabaseError::UpgradeRequired(version)) => Err(at(&format!("redb file format {version}"))),
@@ -130,14 +118,18 @@ pub fn generation(database: &Database) -> Result<u64, StoreError> {
 
 /// Counts a relay's start on its store. Where the store goes on from another past than the one that the relay in this
 /// folder had last, it gets a new generation: it is a copy that was made by [`copy`], or an older file put back in its
-/// place, which a count beside it tells.
-pub(crate) fn begin_run(database: &Database, folder: &Path) -> Result<(), StoreError> {
+/// place, which a count beside it tells. `generation` is one that no store had before.
+pub(crate) fn begin_run(
+    disk: &dyn Disk,
+    database: &Database,
+    folder: &Path,
+    generation: u64,
+) -> Result<(), StoreError> {
     let path = folder.join(RUNS_NAME);
-    let io = |source| StoreError::File { path: path.clone(), source };
-    let beside: Option<u64> = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().ok(),
+    let beside: Option<u64> = match disk.read(&path) {
+        Ok(bytes) => std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(io(error)),
+        Err(source) => return Err(StoreError::File { path, source }),
     };
     let read = database.begin_read()?;
     let runs = meta::get(&read, meta::RUNS)?.and_then(|text| text.parse::<u64>().ok());
@@ -151,13 +143,13 @@ pub(crate) fn begin_run(database: &Database, folder: &Path) -> Result<(), StoreE
     };
     let runs = runs.unwrap_or(0).max(beside.unwrap_or(0)) + 1;
     let restored = is_copy || !goes_on;
-    match note_run(database, runs, restored) {
+    match note_run(database, runs, restored.then_some(generation)) {
         Err(error) if restored => return Err(error),
         // On a full disk a relay starts all the same. At worst a later start is taken for a restore, which costs a
         // comparison.
         Err(error) => tracing::warn!(%error, "the start on the store cannot be noted"),
         Ok(()) => {
-            if let Err(error) = write_beside(folder, &path, runs) {
+            if let Err(error) = disk.write(&path, runs.to_string().as_bytes()) {
                 tracing::warn!(%error, path = %path.display(), "the start on the store cannot be noted");
             }
         }
@@ -165,30 +157,15 @@ pub(crate) fn begin_run(database: &Database, folder: &Path) -> Result<(), StoreE
     Ok(())
 }
 
-fn note_run(database: &Database, runs: u64, restored: bool) -> Result<(), StoreError> {
+fn note_run(database: &Database, runs: u64, restored: Option<u64>) -> Result<(), StoreError> {
     let txn = database.begin_write()?;
     meta::put(&txn, meta::RUNS, &runs.to_string())?;
-    if restored {
-        let generation = new_generation();
+    if let Some(generation) = restored {
         tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
         meta::put(&txn, meta::GENERATION, &generation.to_string())?;
         meta::remove(&txn, meta::COPY)?;
     }
     Ok(txn.commit()?)
-}
-
-fn write_beside(folder: &Path, path: &Path, runs: u64) -> io::Result<()> {
-    let next = path.with_extension("new");
-    let mut file = File::create(&next)?;
-    file.write_all(runs.to_string().as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&next, path)?;
-    File::open(folder)?.sync_all()
-}
-
-/// A generation that no store had before.
-pub(super) fn new_generation() -> u64 {
-    fastrand::u64(1..)
 }
 
 /// The region whose users and chats the store holds.
@@ -197,17 +174,20 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
-/// Copies the store as it is now to a new file at `to`. Each start on such a copy has a generation of its own, so that
+/// Copies the store as it is now to a new file at `to`, under a `generation` that no store had before. Each start on such a copy has a generation of its own, so that
 /// clients compare what they have.
 ///
 /// # Errors
 /// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay
 /// starts on that.
-pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
-    let io = |source| StoreError::File { path: to.to_owned(), source };
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(io)?;
+pub fn copy(disk: &dyn Disk, database: &Database, to: &Path, generation: u64) -> Result<(), StoreError> {
     let from = database.begin_read()?;
-    let target = Database::builder().create(to)?;
+    let target = match disk.create(to) {
+        Err(redb::DatabaseError::Storage(redb::StorageError::Io(source))) => {
+            return Err(StoreError::File { path: to.to_owned(), source });
+        }
+        made => made?,
+    };
     for table in RECORDS {
         let source = from.open_table(table)?;
         let mut rows = source.iter()?;
@@ -231,7 +211,7 @@ pub fn copy(database: &Database, to: &Path) -> Result<(), StoreError> {
     let region = meta::get(&from, meta::REGION)?.ok_or(StoreError::Inconsistent("no region"))?;
     let txn = target.begin_write()?;
     meta::put(&txn, meta::REGION, &region)?;
-    meta::put(&txn, meta::GENERATION, &new_generation().to_string())?;
+    meta::put(&txn, meta::GENERATION, &generation.to_string())?;
     meta::put(&txn, meta::COPY, "")?;
     meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
     txn.commit()?;
@@ -263,7 +243,7 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
     if !path.exists() {
         return Err(StoreError::Missing(path.to_owned()));
     }
-    let mut database = open(path, 64 << 20)?;
+    let mut database = open(&SystemDisk, path, 64 << 20)?;
     let mut report = Report::default();
     if !database.check_integrity()? {
         report.fault("checksums did not match; redb repaired its tables");

@@ -8,22 +8,21 @@
 use super::chats::ChatCache;
 use super::tables::Tables;
 use super::{Committed, Opener, Shared, StoreError};
+use crate::host::Threads;
 use crate::metrics::Metrics;
 use godwit_wire::{Clock, Code, Refusal, RegionId, UnixMillis};
 use redb::Database;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc::error::TryRecvError;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Writes in one commit, at most.
 const BATCH_JOBS: usize = 2048;
 /// When a client whose write failed should try again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
-/// How often a closed store is looked after.
-const CLOSED_POLL: Duration = Duration::from_millis(20);
 const FREE_SPACE_AGE: Duration = Duration::from_millis(200);
 
 /// An open transaction with the caches.
@@ -107,6 +106,7 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) opener: Opener,
     pub(super) clock: Clock,
+    pub(super) threads: Threads,
     pub(super) metrics: Metrics,
     pub(super) cached_chats: usize,
     pub(super) reserve_bytes: u64,
@@ -118,11 +118,11 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Runs until every [`super::Store`] is dropped and the queue is empty.
-    pub(super) fn run(mut self) {
+    pub(super) async fn run(mut self) {
         // Says so at the start, not with the first message, if there is too little.
         self.has_space();
         let mut batch = Vec::new();
-        while let Some(first) = self.next_job() {
+        while let Some(first) = self.next_job().await {
             batch.push(first);
             while batch.len() < BATCH_JOBS {
                 match self.jobs.try_recv() {
@@ -130,27 +130,26 @@ impl Writer {
                     Err(_) => break,
                 }
             }
-            self.run_batch(&mut batch);
+            self.run_batch(&mut batch).await;
         }
         self.shared.close();
     }
 
     /// Waits for a write; none once nobody can ask for one. A store that is closed is opened anew meanwhile, asked or
     /// not: readers wait for it too.
-    fn next_job(&mut self) -> Option<Box<dyn Job>> {
+    async fn next_job(&mut self) -> Option<Box<dyn Job>> {
         loop {
             if self.database().is_some() {
-                return self.jobs.blocking_recv();
+                return self.jobs.recv().await;
             }
-            match self.jobs.try_recv() {
-                Ok(job) => return Some(job),
-                Err(TryRecvError::Empty) => std::thread::sleep(CLOSED_POLL),
-                Err(TryRecvError::Disconnected) => return None,
+            let again = self.reopen_at.unwrap_or_else(Instant::now);
+            if let Ok(job) = tokio::time::timeout_at(again, self.jobs.recv()).await {
+                return job;
             }
         }
     }
 
-    fn run_batch(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+    async fn run_batch(&mut self, batch: &mut Vec<Box<dyn Job>>) {
         if !self.has_space() {
             let (need, rest) = std::mem::take(batch).into_iter().partition(|job| job.needs_space());
             *batch = rest;
@@ -160,7 +159,9 @@ impl Writer {
             return;
         }
         let Some(db) = self.database() else { return fail_all(std::mem::take(batch), &unavailable()) };
-        match self.attempt(&db, batch) {
+        let attempt = self.attempt(&db, batch);
+        self.threads.settle().await;
+        match attempt {
             Attempt::Committed(committed) => self.answer(committed, std::mem::take(batch)),
             Attempt::Failed(error) => {
                 drop(db);

@@ -4,8 +4,8 @@ use crate::input::input_lines;
 use crate::print;
 use crate::{Args, Verb, Wait, talk};
 use godwit_client::{
-    ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Member, MessageId, MessageState, Role,
-    Seq, Title, UserId,
+    ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Host, Member, MessageId, MessageState,
+    Role, Seq, Title, UserId,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -39,7 +39,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
     if let Some(Verb::Enrol { relay, authority, token }) = verb {
         let authority_pem = std::fs::read_to_string(&authority)
             .map_err(|error| Error::Invalid(format!("--authority {}: {error}", authority.display())))?;
-        let device = godwit_client::enrol(EnrolOptions { home, relays: relay, authority_pem, token }).await?;
+        let device =
+            godwit_client::enrol(EnrolOptions { home, relays: relay, authority_pem, token, host: Host::system() })
+                .await?;
         return out(&if json { json!({"device": device.as_str()}).to_string() } else { format!("enrolled {device}") });
     }
     let client = Client::open(ClientOptions::new(home))?;

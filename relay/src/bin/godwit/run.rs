@@ -2,9 +2,8 @@
 
 use crate::fault::{Fault, USAGE, print};
 use crate::shown;
-use godwit_certs::tls::Crypto;
 use godwit_relay::config::Layers;
-use godwit_relay::{Config, Relay};
+use godwit_relay::{Config, Host, Relay};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -97,7 +96,7 @@ pub(crate) async fn serve(
     let mut interrupt = signals(SignalKind::interrupt())?;
     let mut hang_up = signals(SignalKind::hangup())?;
     let drain_time = config.cluster.drain_time.duration();
-    let relay = Relay::start(&config, &Crypto::system()).await?;
+    let relay = Relay::start(&config, &Host::system()).await?;
     let authority = shown(&relay.authority);
     let line = format!(
         "ready relay={} quic={} admin={} authority={}",

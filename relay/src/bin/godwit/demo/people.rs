@@ -3,7 +3,7 @@
 use super::{PATIENCE, home};
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
-use godwit_client::{ChatId, Client, ClientOptions, EnrolOptions, Event, Seq, UserId};
+use godwit_client::{ChatId, Client, ClientOptions, EnrolOptions, Event, Host, Seq, UserId};
 use godwit_wire::Clock;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Device {
         let token = authority.token(&id, Duration::from_mins(1), Clock::system().now())?;
         let authority_pem = std::fs::read_to_string(authority.root_certificate_path())?;
         let home = home(folder, id.as_str());
-        let options = EnrolOptions { home: home.clone(), relays, authority_pem, token };
+        let options = EnrolOptions { home: home.clone(), relays, authority_pem, token, host: Host::system() };
         godwit_client::enrol(options).await.with_context(|| format!("enrol {id}"))?;
         let device = Self { name: id.to_string(), user, home, client: Mutex::new(None), received: Arc::default() };
         device.go_online()?;
