@@ -82,15 +82,18 @@ impl File {
     /// Opens the file and starts its thread, which ends with the last handle.
     pub(super) fn open(host: &Host, folder: &Path) -> Result<(Self, Contents), StoreError> {
         let path = folder.join(NAME);
-        let database = open_or_create(&*host.disk, &path, CACHE_BYTES, prepare)?;
+        let open = {
+            let (disk, path) = (host.disk.clone(), path.clone());
+            move || open_or_create(&*disk, &path, CACHE_BYTES, prepare)
+        };
+        let database = open()?;
         let contents = read(&database)?;
         let (jobs, queue) = mpsc::channel(QUEUED);
         let (closed, close) = (Arc::new(Notify::new()), CancellationToken::new());
         let (ended, ending) = (closed.clone(), close.clone());
         let threads = host.threads.clone();
         let thread = host.threads.start("outbox", async move {
-            run(&database, queue, &ending, &threads).await;
-            drop(database);
+            run(database, open, queue, &ending, &threads).await;
             ended.notify_one();
         });
         thread.map_err(|source| StoreError::File { path, source })?;
@@ -142,7 +145,14 @@ fn read(database: &Database) -> Result<Contents, StoreError> {
     Ok(contents)
 }
 
-async fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &CancellationToken, threads: &Threads) {
+async fn run(
+    database: Database,
+    open: impl Fn() -> Result<Database, StoreError>,
+    mut queue: mpsc::Receiver<Job>,
+    close: &CancellationToken,
+    threads: &Threads,
+) {
+    let mut database = Some(database);
     while !close.is_cancelled()
         && let Some(first) = queue.recv().await
     {
@@ -150,10 +160,26 @@ async fn run(database: &Database, mut queue: mpsc::Receiver<Job>, close: &Cancel
         while let Ok(job) = queue.try_recv() {
             jobs.push(job);
         }
-        let result = commit(database, &jobs).map_err(|error| {
-            tracing::error!(%error, "the outbox cannot be written");
-            Refusal::retry(godwit_wire::Code::Unavailable, std::time::Duration::from_secs(2))
+        let opened = match database.take() {
+            Some(database) => Ok(database),
+            None => open().inspect(|_| tracing::warn!("the outbox was opened anew")),
+        };
+        let written = opened.and_then(|opened| {
+            commit(&opened, &jobs)?;
+            Ok(opened)
         });
+        let result = match written {
+            Ok(written) => {
+                database = Some(written);
+                Ok(())
+            }
+            // What was asked may have landed all the same. The file is opened anew: redb writes nothing more on one that
+            // failed.
+            Err(error) => {
+                tracing::error!(%error, "the outbox cannot be written");
+                Err(Refusal::retry(godwit_wire::Code::Unavailable, std::time::Duration::from_secs(2)))
+            }
+        };
         threads.settle().await;
         for job in jobs {
             // Whoever asked may have gone.
