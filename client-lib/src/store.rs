@@ -30,7 +30,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// The number of the schema.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// How long another process may hold the database.
 const BUSY: Duration = Duration::from_secs(10);
 /// Events that an app has not acknowledged are read so many at a time.
@@ -124,6 +124,9 @@ impl Store {
             if now == 1 {
                 txn.execute_batch(include_str!("store/schema-2.sql"))?;
             }
+            if now == 1 || now == 2 {
+                txn.execute_batch(include_str!("store/schema-3.sql"))?;
+            }
             txn.pragma_update(None, "user_version", SCHEMA)?;
             txn.commit()?;
         }
@@ -132,7 +135,7 @@ impl Store {
 
     /// Changes whenever another process wrote.
     pub(crate) fn data_version(&self) -> Result<i64, Error> {
-        Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+        Ok(self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)
     }
 
     pub(crate) fn device(&self) -> Result<Option<DeviceRow>, Error> {
@@ -165,6 +168,12 @@ impl Store {
 
     pub(crate) fn set_chain(&self, chain: &[Vec<u8>]) -> Result<(), Error> {
         self.db.execute("UPDATE device SET chain = ?1", [encode_chain(chain)])?;
+        Ok(())
+    }
+
+    /// All of the user's chats are here: one that is not here later has begun since.
+    pub(crate) fn set_listed(&self) -> Result<(), Error> {
+        self.db.execute("UPDATE device SET listed = 1 WHERE listed = 0", [])?;
         Ok(())
     }
 

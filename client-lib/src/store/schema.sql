@@ -5,7 +5,8 @@ CREATE TABLE device (
     key            BLOB NOT NULL,     -- PKCS #8, never leaves the device
     chain          BLOB NOT NULL,     -- certificates, leaf first, each with a length
     authority      BLOB NOT NULL,     -- the root's certificate, DER
-    generation     INTEGER            -- of the home's store, as it was seen last
+    generation     INTEGER,           -- of the home's store, as it was seen last
+    listed         INTEGER NOT NULL DEFAULT 0 -- all of the user's chats were here once
 ) STRICT;
 CREATE TABLE relays (
     address        TEXT PRIMARY KEY,

@@ -1,7 +1,9 @@
 //! Taking in what the relay sent: one transaction for entries, the position they bring the chat to, and the events they
 //! make.
 
-use super::entries::{EntryColumns, Orders, decode_entry, entry_columns, load_order, put_entry, put_hole, role_number};
+use super::entries::{
+    EntryColumns, Orders, decode_entry, entry_columns, load_order, put_entry, put_hole, role_number, seq_of,
+};
 use super::outbox::{Outgoing, erase_sent, forget_sent, set_sent};
 use super::{Store, int, put_event};
 use crate::content::Content;
@@ -55,7 +57,8 @@ pub(crate) enum Incoming {
 /// What taking something in came to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
-    /// Chats whose position went on, with where it is now.
+    /// Chats whose position went on, or of which something came that is here already: the relay does not know that it
+    /// is. With the position, which is to be acknowledged.
     pub(crate) advanced: HashMap<ChatId, Seq>,
     /// Chats of which more must be asked: they were unknown, or the user came into the middle of them.
     pub(crate) unknown: HashSet<ChatId>,
@@ -71,6 +74,8 @@ struct Taking<'a> {
     user: UserId,
     /// Some entries that come were here before, under another seq.
     any_seen: bool,
+    /// All of the user's chats were here once.
+    listed: bool,
     taken: Taken,
 }
 
@@ -78,8 +83,9 @@ impl Store {
     /// Takes in what came, in one transaction. If that fails `orders` is emptied, to be read anew.
     pub(crate) fn take(&mut self, own: &DeviceId, orders: &mut Orders, items: Vec<Incoming>) -> Result<Taken, Error> {
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let listed = txn.prepare_cached("SELECT listed FROM device")?.query_row([], |row| row.get(0))?;
         let any_seen = txn.prepare_cached("SELECT EXISTS (SELECT 1 FROM seen)")?.query_row([], |row| row.get(0))?;
-        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), any_seen, taken: Taken::default() };
+        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), listed, any_seen, taken: Taken::default() };
         let result = items.into_iter().try_for_each(|item| taking.item(item));
         let taken = taking.taken;
         let result = result.and_then(|()| {
@@ -99,14 +105,14 @@ impl Store {
 impl Taking<'_> {
     fn item(&mut self, item: Incoming) -> Result<(), Error> {
         match item {
-            Incoming::Entry { chat, entry } => self.entry(&chat, &entry),
+            Incoming::Entry { chat, entry } => self.entry(&chat, &entry, true),
             Incoming::Hidden { chat, range } => self.hole(&chat, range, true),
             Incoming::Gap { chat, range } => self.hole(&chat, range, false),
             Incoming::Receipt { chat, receipt } => self.receipt(&chat, receipt),
             Incoming::Sent { chat, id, seq, at } => self.sent(&chat, id, seq, at),
             Incoming::Page { chat, page } => {
                 for entry in &page.entries {
-                    self.entry(&chat, entry)?;
+                    self.entry(&chat, entry, false)?;
                 }
                 page.hidden.into_iter().try_for_each(|range| self.hole(&chat, range, true))
             }
@@ -138,7 +144,8 @@ impl Taking<'_> {
         }
     }
 
-    fn entry(&mut self, chat: &ChatId, entry: &LogEntry) -> Result<(), Error> {
+    /// `pushed`: the relay takes it for one that this device does not have.
+    fn entry(&mut self, chat: &ChatId, entry: &LogEntry, pushed: bool) -> Result<(), Error> {
         if self.order(chat)?.is_none() {
             if !self.brings_in(entry) {
                 // Asked for, with where its delivery to this device begins; the entry is fetched then.
@@ -154,21 +161,43 @@ impl Taking<'_> {
         let before = self.position(chat)?;
         let Some(order) = self.order(chat)? else { return Ok(()) };
         if !order.take(entry.seq) {
-            return self.compare(chat, entry);
+            return self.again(chat, entry, pushed);
         }
         put_entry(self.txn, &chat.to_string(), entry)?;
         self.advance(chat, before)
     }
 
-    /// An entry came that is here: it should be the same.
-    fn compare(&mut self, chat: &ChatId, entry: &LogEntry) -> Result<(), Error> {
+    /// An entry came that counts as held: it should be the same.
+    fn again(&mut self, chat: &ChatId, entry: &LogEntry, pushed: bool) -> Result<(), Error> {
+        let (text, seq) = (chat.to_string(), int(entry.seq.get()));
         let sql = "SELECT id FROM entries WHERE chat = ?1 AND seq = ?2";
         let mut query = self.txn.prepare_cached(sql)?;
-        let here: Option<Vec<u8>> =
-            query.query_row(params![chat.to_string(), int(entry.seq.get())], |row| row.get(0)).optional()?;
-        if here.is_some_and(|id| id != entry.id.0.as_bytes()) {
-            let first = self.taken.strange.entry(chat.clone()).or_insert(entry.seq);
-            *first = entry.seq.min(*first);
+        let here: Option<Vec<u8>> = query.query_row(params![text, seq], |row| row.get(0)).optional()?;
+        match here {
+            Some(id) if id != entry.id.0.as_bytes() => {
+                let first = self.taken.strange.entry(chat.clone()).or_insert(entry.seq);
+                *first = entry.seq.min(*first);
+                return Ok(());
+            }
+            // A new device began the chat behind it, by a list that was made while it was on its way.
+            None if pushed && !self.is_hole(&text, seq)? => {
+                put_entry(self.txn, &text, entry)?;
+                self.happened(chat, entry)?;
+            }
+            _ => {}
+        }
+        self.have(chat, entry.seq)
+    }
+
+    fn is_hole(&self, chat: &str, seq: i64) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM holes WHERE chat = ?1 AND first <= ?2 AND last >= ?2)";
+        Ok(self.txn.prepare_cached(sql)?.query_row(params![chat, seq], |row| row.get(0))?)
+    }
+
+    /// Something came again that is here.
+    fn have(&mut self, chat: &ChatId, seq: Seq) -> Result<(), Error> {
+        if let Some(position) = self.position(chat)?.filter(|position| seq <= *position) {
+            self.taken.advanced.insert(chat.clone(), position);
         }
         Ok(())
     }
@@ -180,6 +209,7 @@ impl Taking<'_> {
             return Ok(());
         };
         order.take_range(range);
+        self.have(chat, range.to)?;
         put_hole(self.txn, &chat.to_string(), range, pushed)?;
         if !pushed && before.is_none_or(|before| before < range.to) {
             put_event(self.txn, &Event::HistoryGap { chat: chat.clone(), range })?;
@@ -205,7 +235,7 @@ impl Taking<'_> {
             Outgoing::Redact(of) => EntryBody::Redaction { of },
         };
         let entry = LogEntry { seq, at, from: self.own.clone(), id, body: Known::Yes(body) };
-        self.entry(chat, &entry)
+        self.entry(chat, &entry, false)
     }
 
     /// Entries that are contiguous now change the chat's state and become events, in order.
@@ -386,7 +416,10 @@ impl Taking<'_> {
     fn summary(&mut self, summary: &ChatSummary) -> Result<(), Error> {
         let chat = &summary.chat;
         if self.order(chat)?.is_none() {
-            let position = summary.next.prev();
+            // A new device begins where the relay says. For one that had all chats already, this one has begun since: it
+            // gets the whole of it, also if its user's device took a part of it in a life that this home does not know (it
+            // was enrolled anew after it was away for long, or came back from a backup).
+            let position = summary.next.prev().filter(|_| !self.listed);
             self.insert_chat(chat, summary.kind, &summary.title, summary.role, position)?;
         }
         if let Some(order) = self.order(chat)? {
@@ -403,6 +436,7 @@ impl Taking<'_> {
         self.receipt(chat, summary.receipt)
     }
 
+    /// What is told goes forward only: a relay may know less of one of the two than another did.
     fn receipt(&mut self, chat: &ChatId, receipt: Receipt) -> Result<(), Error> {
         let (delivered, read) =
             (receipt.delivered.map_or(0, |s| int(s.get())), receipt.read.map_or(0, |s| int(s.get())));
@@ -410,9 +444,12 @@ impl Taking<'_> {
             .txn
             .prepare_cached(
                 "UPDATE chats SET delivered = max(delivered, ?2), read = max(read, ?3)
-                 WHERE chat = ?1 AND (delivered < ?2 OR read < ?3)",
+                 WHERE chat = ?1 AND (delivered < ?2 OR read < ?3) RETURNING delivered, read",
             )?
-            .execute(params![chat.to_string(), delivered, read])?;
-        if changed > 0 { put_event(self.txn, &Event::ReceiptUpdated { chat: chat.clone(), receipt }) } else { Ok(()) }
+            .query_row(params![chat.to_string(), delivered, read], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((delivered, read)) = changed else { return Ok(()) };
+        let receipt = Receipt { delivered: seq_of(delivered), read: seq_of(read) };
+        put_event(self.txn, &Event::ReceiptUpdated { chat: chat.clone(), receipt })
     }
 }

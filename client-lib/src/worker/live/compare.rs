@@ -265,6 +265,7 @@ impl Live {
                 self.reaches(worker, &chat, last)?;
             }
         }
+        worker.inner.store().set_listed()?;
         worker.compared = true;
         self.room = true;
         worker.inner.set_synced();
