@@ -273,6 +273,11 @@ impl Cluster {
         }
     }
 
+    /// There are other relays, as an earlier run of this one knew.
+    pub(crate) fn remember(&self) {
+        self.joined.store(true, Ordering::Relaxed);
+    }
+
     /// There is no cluster around this relay.
     pub(crate) fn is_alone(&self) -> bool {
         !self.joined.load(Ordering::Relaxed)

@@ -45,6 +45,7 @@ use device::{DeviceFan, Offer};
 use drain::{Page, PageRead};
 use godwit_core::Entry;
 use godwit_core::inbox::Track;
+use godwit_core::sabotage::{self, Sabotage};
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
@@ -153,6 +154,8 @@ pub(crate) struct Worker {
     /// Chats with rows being written, by ticket.
     begun: VecDeque<(u64, ChatId)>,
     moves: HashMap<(DeviceId, ChatId), InboxChange>,
+    /// Regions whose rows could not be read when they were linked.
+    unattached: Vec<Arc<Link>>,
 }
 
 impl Worker {
@@ -193,6 +196,7 @@ impl Worker {
             rows: Vec::new(),
             begun: VecDeque::new(),
             moves: HashMap::new(),
+            unattached: Vec::new(),
         };
         (worker, fanout)
     }
@@ -304,7 +308,10 @@ impl Worker {
             match state.offer(chat, seq, live.then_some(frame), &mut pushes, (self.config.window, now)) {
                 Offer::Pushed { first } => {
                     self.metrics.pushes.inc();
-                    if first {
+                    let remote = || state.link.as_ref().is_some_and(|link| link.remote_epoch().is_some());
+                    if sabotage::is(Sabotage::TrustedClaim) && remote() {
+                        state.set(chat, None);
+                    } else if first {
                         fan.waiting.insert(device.clone());
                     }
                 }
@@ -363,7 +370,12 @@ impl Worker {
         let device = link.device.clone();
         if let Err(error) = self.load_users(std::iter::once(device.user())).await {
             tracing::warn!(%error, %device, "fan-out cannot read the device's inbox");
-            link.close(&error.refusal());
+            if device.is_region() {
+                // Nobody would come again: the link to its relay stays.
+                self.unattached.push(link);
+            } else {
+                link.close(&error.refusal());
+            }
             return;
         }
         if !self.devices.contains_key(&device) {
@@ -388,11 +400,24 @@ impl Worker {
             current.close(&Code::Replaced.into());
         }
         self.detach(&device);
+        if sabotage::is(Sabotage::DropRows) {
+            self.drop_rows(&device);
+        }
         tracing::debug!(%device, epoch = link.epoch, known = self.devices.contains_key(&device), "attached");
         if let Some(state) = self.devices.get_mut(&device) {
             state.link = Some(link);
         }
         self.drain(&device);
+    }
+
+    /// Sabotage: what waits for a device is forgotten.
+    fn drop_rows(&mut self, device: &DeviceId) {
+        let Some(state) = self.devices.get_mut(device) else { return };
+        let chats: Vec<ChatId> = state.tracks().map(|(chat, _)| chat.clone()).collect();
+        for chat in chats {
+            state.set(&chat, None);
+            self.moves.insert((device.clone(), chat), InboxChange::Remove);
+        }
     }
 
     fn detach(&mut self, device: &DeviceId) {
@@ -413,7 +438,12 @@ impl Worker {
             fan.begun.push((ticket, from));
             self.begun.push_back((ticket, chat.clone()));
         }
-        self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change: InboxChange::Begin(from) });
+        let (device, chat) = (device.clone(), chat.clone());
+        // What waits to be changed of an earlier row comes first, or the new one would go with it.
+        if let Some(change) = self.moves.remove(&(device.clone(), chat.clone())) {
+            self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change });
+        }
+        self.rows.push(InboxWrite { device, chat, change: InboxChange::Begin(from) });
     }
 
     fn result(&mut self, result: Report) {
@@ -471,6 +501,12 @@ impl Worker {
             let mut links = self.registry.links_now();
             links.retain(|link| link.device.home() == self.region);
             for link in links {
+                let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
+                if known.is_none_or(|known| known.epoch < link.epoch) {
+                    self.attach(link).await;
+                }
+            }
+            for link in std::mem::take(&mut self.unattached) {
                 let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
                 if known.is_none_or(|known| known.epoch < link.epoch) {
                     self.attach(link).await;

@@ -20,7 +20,7 @@ use godwit_certs::chain::ChainVerifier;
 use godwit_certs::folder::{FolderError, RelayDir, RelayFiles};
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
 use godwit_gossip::{Gossip, Kind};
-use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, Code, Refusal, RelayId};
+use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, Code, DeviceId, Refusal, RelayId, Seq};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -72,6 +72,7 @@ pub struct Relay {
     host: Host,
     served: Arc<ServedCertificate>,
     edge: Arc<Edge>,
+    admin_state: Arc<admin::Admin>,
     endpoint: Endpoint,
     stop: CancellationToken,
     accepting: JoinHandle<()>,
@@ -180,18 +181,21 @@ impl Relay {
             Some(Home { owner, worker, thread }) => (Some(owner), Some(worker), Some(thread)),
             None => (None, None, None),
         };
-        let known = match &owner {
+        let (known, has_met) = match &owner {
             Some(owner) => {
                 let since = revocations::forgotten_before(crypto.clock.now());
-                owner.store.read(move |store| store.revocations(since)).await?
+                owner.store.read(move |store| Ok((store.revocations(since)?, store.has_met()?))).await?
             }
-            None => Vec::new(),
+            None => (Vec::new(), false),
         };
         let generation = owner.as_ref().map(|owner| owner.store.generation());
         let dialling = dialling(crypto, &root, credential)?;
         let peers = Arc::new(Peers::new(me.clone(), generation, crypto.clock.clone(), endpoint.clone(), dialling));
         let gossip = Gossip::new(me, &config.gossip(), crypto.random_number());
         let cluster = Cluster::new(gossip, peers);
+        if has_met {
+            cluster.remember();
+        }
         let edge = Arc::new(Edge::new(EdgeParts {
             relay: id.clone(),
             router: Router { region: id.region(), owner, cluster },
@@ -214,7 +218,7 @@ impl Relay {
         });
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
         let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config, host.disk.clone());
-        let router = admin::router(admin_state);
+        let router = admin::router(admin_state.clone());
         let administering = listener.map(|listener| {
             tokio::spawn(async move {
                 if let Err(error) = axum::serve(listener, router).await {
@@ -234,6 +238,7 @@ impl Relay {
             host: host.clone(),
             served,
             edge,
+            admin_state,
             endpoint,
             stop,
             accepting,
@@ -246,6 +251,28 @@ impl Relay {
 
     pub fn metrics(&self) -> &Metrics {
         &self.edge.metrics
+    }
+
+    /// The metrics as `/metrics` shows them, with what is measured when it is asked for.
+    pub async fn render_metrics(&self) -> String {
+        self.admin_state.render_metrics().await
+    }
+
+    /// What waits for devices here, and for other regions, at most `limit` of it: who has not taken which chat, from where
+    /// on. Empty at an edge.
+    ///
+    /// # Errors
+    /// A fault of the store.
+    pub async fn inbox(&self, limit: usize) -> Result<Vec<(DeviceId, ChatId, Seq)>, StoreError> {
+        match &self.edge.router.owner {
+            Some(owner) => owner.store.read(move |store| store.inbox(limit)).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Requests that wait in the outbox for other homes.
+    pub fn outbox_depth(&self) -> usize {
+        self.edge.outbox.depth().0
     }
 
     /// The cluster as this relay knows it.
@@ -293,7 +320,7 @@ impl Relay {
     /// Takes no more connections, finishes what was accepted, tells the devices, and closes the store. Takes at most
     /// about ten seconds.
     pub async fn stop(self) {
-        let Self { edge, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
+        let Self { edge, admin_state, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
         let deadline = Instant::now() + STOP_WITHIN;
         stop.cancel();
         let reason = Refusal::from(Code::ShuttingDown);
@@ -315,7 +342,7 @@ impl Relay {
             // Its end is the cancellation just asked for.
             let _ = administering.await;
         }
-        drop(edge);
+        drop((edge, admin_state));
         if let Some(fanning) = fanning {
             end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
         }

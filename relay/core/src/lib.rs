@@ -15,6 +15,7 @@
 //! - [`entry`]: the record of the log
 //! - [`device`]: enrolment, renewal, revocation
 //! - [`inbox`]: what one device has taken of one chat
+//! - [`sabotage`]: deliberate faults, for tests; none without its feature
 
 pub mod chat;
 pub mod command;
@@ -26,6 +27,7 @@ pub mod membership;
 pub mod message;
 pub mod number;
 pub mod participant;
+pub mod sabotage;
 #[cfg(test)]
 mod tests;
 pub mod view;

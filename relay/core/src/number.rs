@@ -8,6 +8,7 @@
 //! A stamp also names the id under `n − 1`. A phone that was restored from a backup numbers new messages as its lost
 //! future self did; the chain shows it at the first of them, so none overtakes another.
 
+use crate::sabotage::{self, Sabotage};
 use godwit_wire::frame::Stamp;
 use godwit_wire::{Code, MessageId, Refusal, Seq};
 use serde::{Deserialize, Serialize};
@@ -61,9 +62,13 @@ pub(crate) fn standing(mark: &Mark, stamp: &Stamp) -> Standing {
         let why = format!("n must lie between 1 and {MAX} and oldest between 1 and n");
         return Standing::Refused(Refusal::because(Code::Invalid, why));
     }
-    if stamp.n < mark.next() {
+    if stamp.n < mark.next() && !sabotage::is(Sabotage::NoDedup) {
         Standing::Old
-    } else if stamp.n == mark.next() && stamp.previous.is_some() && stamp.previous != mark.id {
+    } else if stamp.n == mark.next()
+        && stamp.previous.is_some()
+        && stamp.previous != mark.id
+        && !sabotage::is(Sabotage::TakenNumber)
+    {
         // Another message stands under n − 1: the device has a history of its own, and renumbers.
         Standing::Refused(Refusal::with_next(Code::NumberTaken, mark.next()))
     } else if stamp.n == mark.next() || stamp.oldest == stamp.n {

@@ -6,7 +6,7 @@ use super::{Edge, Session};
 use crate::owner::Owner;
 use crate::peers::DeviceCredential;
 use crate::quic::Connection;
-use crate::router::{Route, nowhere};
+use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_certs::Identity;
 use godwit_certs::identity::peer;
@@ -40,7 +40,8 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
             owner.admit(&sender).await?;
             Some(owner)
         }
-        Route::Nowhere => return Err(nowhere(&sender.device)),
+        // It is of this authority, so its region exists: this relay has not met it, or not since it started.
+        Route::Nowhere => return Err(away(&sender.device.home())),
         Route::There(_) | Route::Away => None,
     };
     let (lane, number, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))

@@ -272,6 +272,23 @@ async fn a_live_entry_leaves_no_row_and_an_absent_device_gets_one() {
 }
 
 #[tokio::test]
+async fn a_row_that_begins_before_the_end_of_the_last_one_is_written_stays() {
+    let mut bench = Bench::new().await;
+    bench.hear().await;
+    let mut phone = bench.connect("bob@eu/phone", 1).await;
+    bench.attach(&phone).await;
+    bench.report().await;
+    assert_eq!(phone.entry().await, seq(1));
+    let acks = vec![Ack { chat: chat(), up_to: seq(1) }];
+    bench.worker.input(Input::Acks { link: phone.link.clone(), acks }).await;
+    // In the same tick the phone is gone, and something comes for it.
+    bench.worker.input(Input::Detached(phone.link.clone())).await;
+    let missed = bench.send().await;
+    bench.hear().await;
+    assert_eq!(bench.rows().await, [(device("bob@eu/phone"), missed)]);
+}
+
+#[tokio::test]
 async fn a_silent_device_gets_a_row_and_nobody_waits_for_it() {
     let mut bench = Bench::new().await;
     let mut phone = bench.connect("bob@eu/phone", 1).await;

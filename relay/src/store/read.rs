@@ -109,6 +109,18 @@ impl Snapshot {
         Ok(rows)
     }
 
+    /// The first `limit` inbox rows of all: who has not taken which chat, from where on.
+    pub(crate) fn inbox(&self, limit: usize) -> Result<Vec<(DeviceId, ChatId, Seq)>, StoreError> {
+        let table = self.table(INBOX)?;
+        let mut rows = Vec::new();
+        for row in table.iter()?.take(limit) {
+            let (key, value) = row?;
+            let mut parts = Parts(key.value());
+            rows.push((parts.device()?, parts.chat()?, decode::<InboxRow>(value.value())?.from));
+        }
+        Ok(rows)
+    }
+
     pub(crate) fn head(&self, chat: &ChatId) -> Result<Option<Seq>, StoreError> {
         let (start, end) = Key::new().chat(chat).prefix();
         let last = self.table(LOG)?.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;

@@ -2,7 +2,7 @@
 
 use super::keys::{Key, Parts};
 use super::read::Snapshot;
-use super::tables::{CHATS, PARTICIPANTS, decode, meta};
+use super::tables::{CHATS, META, PARTICIPANTS, decode, meta};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError};
 use godwit_core::Participant;
@@ -69,10 +69,19 @@ impl Snapshot {
     pub(crate) fn met(&self, region: &RegionId) -> Result<Option<String>, StoreError> {
         meta::get(self.txn(), &met_key(region))
     }
+
+    /// Whether this store has met the one of any other region.
+    pub(crate) fn has_met(&self) -> Result<bool, StoreError> {
+        let first = self.table(META)?.range::<&[u8]>(MET_REGION.as_bytes()..)?.next().transpose()?;
+        Ok(first.is_some_and(|(key, _)| key.value().starts_with(MET_REGION.as_bytes())))
+    }
 }
 
+/// What names of notes about other regions begin with.
+const MET_REGION: &str = "met ";
+
 fn met_key(region: &RegionId) -> String {
-    format!("met {region}")
+    format!("{MET_REGION}{region}")
 }
 
 /// Drops copies that are not what their home has, and gives the store a new generation: clients compare what they have.

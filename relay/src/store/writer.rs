@@ -10,6 +10,7 @@ use super::tables::Tables;
 use super::{Committed, Opener, Shared, StoreError};
 use crate::host::Threads;
 use crate::metrics::Metrics;
+use godwit_core::sabotage::{self, Sabotage};
 use godwit_wire::{Clock, Code, Refusal, RegionId, UnixMillis};
 use redb::Database;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -218,7 +219,11 @@ impl Writer {
     }
 
     fn apply_and_commit(&mut self, db: &Database, jobs: &mut [Box<dyn Job>]) -> Result<Vec<Committed>, StoreError> {
-        let txn = db.begin_write()?;
+        let mut txn = db.begin_write()?;
+        if sabotage::is(Sabotage::EarlySent) {
+            // It fails only after savepoints were made.
+            let _ = txn.set_durability(redb::Durability::None);
+        }
         let committed = {
             let mut batch = Batch {
                 tables: Tables::open(&txn)?,
