@@ -1,0 +1,192 @@
+//! What happens in a run: where everything is, what people do, and what goes wrong, on one time line.
+//!
+//! A plan is made from a seed ([`crate::general`]) or read from a scenario file ([`crate::scenario`]), and played by
+//! [`crate::play`]. It is plain data, so that parts of it can be left out to find the smallest that still fails.
+
+use crate::disk::Unsynced;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// A relay: the first of a region holds its store, those after it are edges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayPlan {
+    pub id: String,
+    pub settings: Vec<(String, String)>,
+}
+
+/// A device with the access network it begins on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePlan {
+    pub id: String,
+    pub access: String,
+}
+
+/// What a person does on a device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Action {
+    /// Begins a direct chat with a user, as `chat`.
+    Direct {
+        chat: String,
+        with: String,
+    },
+    /// Begins a group, as `chat`.
+    Group {
+        chat: String,
+        members: Vec<String>,
+    },
+    /// Sends so many messages at once.
+    Send {
+        chat: String,
+        count: usize,
+    },
+    Add {
+        chat: String,
+        user: String,
+    },
+    Remove {
+        chat: String,
+        user: String,
+    },
+    Leave {
+        chat: String,
+    },
+    /// Changes the title.
+    Title {
+        chat: String,
+    },
+    /// Redacts its own last message.
+    Redact {
+        chat: String,
+    },
+    /// Has read all that is there.
+    Read {
+        chat: String,
+    },
+    /// Reads back in the chat.
+    History {
+        chat: String,
+    },
+}
+
+/// What goes wrong with a device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DeviceFault {
+    /// The app is killed, at once or once it has committed so many transactions.
+    Kill {
+        commits: Option<u64>,
+    },
+    /// The app is closed in order.
+    Close,
+    Offline,
+    /// It is on another access network for a time.
+    Access {
+        access: String,
+    },
+    /// It moves to another network, where it stays.
+    Roam {
+        access: String,
+        told: bool,
+    },
+    /// The address translator forgets it.
+    Rebind,
+    /// A backup is made, to come back to.
+    BackUp,
+    /// It comes back from its backup.
+    Restore,
+    /// Its home is lost, and it is enrolled anew.
+    Lose,
+    /// It is enrolled anew on the home that it has.
+    Renew,
+    Clock {
+        millis: i64,
+    },
+}
+
+/// What goes wrong with a relay.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RelayFault {
+    /// Power fails, at once or in the middle of the sync that is so many from now.
+    Crash {
+        unsynced: Unsynced,
+        syncs: Option<u64>,
+    },
+    Stop,
+    Drain,
+    /// Its machine is suspended, and goes on as if nothing had been.
+    Freeze,
+    FailSync,
+    FullDisk,
+    SlowDisk {
+        sync_millis: u64,
+    },
+    Clock {
+        millis: i64,
+    },
+}
+
+/// Nothing passes from one to the other: relays, devices, users (their devices) or regions (their relays).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    pub from: Vec<String>,
+    pub to: Vec<String>,
+    #[serde(default)]
+    pub both: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    Do { device: String, action: Action },
+    Device { device: String, fault: DeviceFault },
+    Relay { relay: String, fault: RelayFault },
+    Cut(Cut),
+}
+
+/// One thing on the time line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub at: Duration,
+    /// How long what goes wrong lasts.
+    pub lasts: Duration,
+    pub what: What,
+}
+
+impl Step {
+    pub fn is_fault(&self) -> bool {
+        !matches!(self.what, What::Do { .. })
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:>8.3} s ", self.at.as_secs_f64())?;
+        match &self.what {
+            What::Do { device, action } => return write!(f, "{device} {action:?}"),
+            What::Device { device, fault } => write!(f, "{device} {fault:?}")?,
+            What::Relay { relay, fault } => write!(f, "{relay} {fault:?}")?,
+            What::Cut(Cut { from, to, both }) => {
+                let arrow = if *both { "<->" } else { "->" };
+                write!(f, "cut {} {arrow} {}", from.join(" "), to.join(" "))?;
+            }
+        }
+        write!(f, ", for {:.3} s", self.lasts.as_secs_f64())
+    }
+}
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub relays: Vec<RelayPlan>,
+    pub devices: Vec<DevicePlan>,
+    /// In the order of their time.
+    pub steps: Vec<Step>,
+    /// When all faults end.
+    pub heals: Duration,
+    /// Within this after that everything must have reached everyone.
+    pub settles: Duration,
+    /// Apps must be told at least so much, or nothing was tried.
+    pub events: u64,
+}

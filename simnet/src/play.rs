@@ -1,0 +1,448 @@
+//! Plays a plan: people act, things go wrong, then everything heals, and all must have arrived.
+
+use crate::check::What as Said;
+use crate::plan::{Action, Cut, DeviceFault, Plan, RelayFault, Step, What};
+use crate::sim::{Options, Ran, Sim};
+use crate::world::places::Access;
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use godwit_client::{Change, ChatId, Client, Content, Error, EventStream, Member, Role, Title, UserId};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How often an app looks what became of what it sent.
+const LOOK: Duration = Duration::from_millis(500);
+/// An app takes so long, at most, between an event and its acknowledgement.
+const SLOWEST_APP: Duration = Duration::from_millis(30);
+/// How often it is looked whether all has arrived.
+const SETTLING: Duration = Duration::from_secs(1);
+/// A drain takes so long at most.
+const DRAIN: Duration = Duration::from_secs(20);
+
+struct Player {
+    sim: Sim,
+    chats: RefCell<BTreeMap<String, ChatId>>,
+    messages: Cell<u64>,
+    /// Hosts to which something happens now.
+    busy: RefCell<BTreeSet<String>>,
+    /// All that went wrong ends.
+    healed: CancellationToken,
+}
+
+/// Plays `plan` with the seed in `options`.
+///
+/// # Errors
+/// The promises that were broken; that the plan cannot be played.
+pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
+    let plan = plan.clone();
+    let ((), ran) = Sim::run(options, async move |sim| {
+        let player = Rc::new(Player {
+            sim,
+            chats: RefCell::default(),
+            messages: Cell::new(0),
+            busy: RefCell::default(),
+            healed: CancellationToken::new(),
+        });
+        player.play(&plan).await
+    })?;
+    Ok(ran)
+}
+
+fn access(name: &str) -> Result<Access> {
+    Access::named(name).with_context(|| format!("no access network {name:?}"))
+}
+
+impl Player {
+    async fn play(self: &Rc<Self>, plan: &Plan) -> Result<()> {
+        for relay in &plan.relays {
+            let settings: Vec<(&'static str, &str)> =
+                relay.settings.iter().map(|(key, value)| (leak(key), value.as_str())).collect();
+            self.sim.relay(&relay.id, &settings).await?;
+        }
+        let mut enrolling = JoinSet::new();
+        for device in &plan.devices {
+            let (player, id, access) = (self.clone(), device.id.clone(), access(&device.access)?);
+            enrolling.spawn_local(async move {
+                player.sim.device(&id, access).await?;
+                player.begin(&id, true)
+            });
+        }
+        while let Some(enrolled) = enrolling.join_next().await {
+            enrolled??;
+        }
+        let begun = self.sim.now();
+        let mut tasks = JoinSet::new();
+        for step in &plan.steps {
+            self.sim.sleep((begun + step.at).saturating_sub(self.sim.now())).await;
+            let (player, step) = (self.clone(), step.clone());
+            tasks.spawn_local(async move { player.step(&step).await });
+            while let Some(ended) = tasks.try_join_next() {
+                ended??;
+            }
+        }
+        self.sim.sleep((begun + plan.heals).saturating_sub(self.sim.now())).await;
+        self.sim.world().note("all heals");
+        self.healed.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
+        }
+        self.heal().await?;
+        self.settle(plan).await
+    }
+
+    /// Everything works, and everybody is there.
+    async fn heal(self: &Rc<Self>) -> Result<()> {
+        self.sim.world().heal();
+        for relay in self.sim.relays() {
+            if !self.sim.is_up(&relay) {
+                self.sim.start(&relay).await?;
+            }
+        }
+        for device in self.sim.devices() {
+            self.sim.set_access(device.as_str(), Access::WIFI)?;
+            if self.sim.client(device.as_str()).is_none() {
+                self.open(device.as_str())?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle(&self, plan: &Plan) -> Result<()> {
+        let deadline = self.sim.now() + plan.settles;
+        loop {
+            let mut waits = self.sim.checker().unsettled();
+            for relay in self.sim.relays() {
+                match self.sim.waiting(&relay).await {
+                    Ok(waiting) => waits.extend(waiting.into_iter().map(|what| format!("liveness: at {relay} {what}"))),
+                    Err(error) => waits.push(format!("liveness: {relay}: {error}")),
+                }
+            }
+            if waits.is_empty() {
+                break;
+            }
+            if self.sim.now() >= deadline || self.sim.checker().verdict().is_err() {
+                waits.into_iter().take(3).for_each(|what| self.sim.checker().broken(what));
+                return Ok(());
+            }
+            self.sim.sleep(SETTLING).await;
+        }
+        self.sim.world().note("all is settled");
+        self.sim.checker().settle();
+        let told = self.sim.checker().count();
+        if told < plan.events {
+            let least = plan.events;
+            self.sim.checker().broken(format!("expected: apps are told at least {least} events, and were told {told}"));
+        }
+        Ok(())
+    }
+
+    async fn step(self: &Rc<Self>, step: &Step) -> Result<()> {
+        match &step.what {
+            What::Do { device, action } => {
+                let Some(client) = self.sim.client(device) else { return Ok(()) };
+                match self.act(device, &client, action).await {
+                    Ok(()) => {}
+                    // The person may have been removed, or the app been killed under their fingers.
+                    Err(error) => self.sim.world().note(&format!("{device} cannot: {error}")),
+                }
+            }
+            What::Device { device, fault } => {
+                if self.take(device) {
+                    self.device_fault(device, fault, step.lasts).await?;
+                    self.busy.borrow_mut().remove(device);
+                }
+            }
+            What::Relay { relay, fault } => {
+                if self.take(relay) {
+                    self.relay_fault(relay, fault, step.lasts).await?;
+                    self.busy.borrow_mut().remove(relay);
+                }
+            }
+            What::Cut(Cut { from, to, both }) => {
+                let each = |act: &dyn Fn(&str, &str)| {
+                    for (from, to) in from.iter().flat_map(|from| to.iter().map(move |to| (from, to))) {
+                        act(from, to);
+                        if *both {
+                            act(to, from);
+                        }
+                    }
+                };
+                each(&|from, to| self.sim.cut(from, to));
+                self.lasts(step.lasts).await;
+                each(&|from, to| self.sim.mend(from, to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing happens to a host now; from now on something does.
+    fn take(&self, host: &str) -> bool {
+        self.busy.borrow_mut().insert(host.to_owned())
+    }
+
+    /// Waits until a fault ends.
+    async fn lasts(&self, time: Duration) {
+        tokio::select! {
+            biased;
+            () = self.healed.cancelled() => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+
+    async fn relay_fault(&self, relay: &str, fault: &RelayFault, lasts: Duration) -> Result<()> {
+        let sim = &self.sim;
+        match fault {
+            RelayFault::Crash { unsynced, syncs } => {
+                match syncs {
+                    Some(syncs) => sim.crash_in_write(relay, *syncs, *unsynced, lasts).await?,
+                    None => sim.crash(relay, *unsynced)?,
+                }
+                self.lasts(lasts).await;
+                sim.start(relay).await
+            }
+            RelayFault::Stop => {
+                sim.stop(relay).await?;
+                self.lasts(lasts).await;
+                sim.start(relay).await
+            }
+            RelayFault::Drain => {
+                sim.drain(relay, DRAIN).await?;
+                self.lasts(lasts).await;
+                sim.start(relay).await
+            }
+            RelayFault::Freeze => {
+                sim.freeze(relay, true)?;
+                self.lasts(lasts).await;
+                sim.freeze(relay, false)
+            }
+            RelayFault::FailSync => {
+                sim.fail_sync(relay, true)?;
+                self.lasts(lasts).await;
+                sim.fail_sync(relay, false)
+            }
+            RelayFault::FullDisk => {
+                sim.fill_disk(relay, true)?;
+                self.lasts(lasts).await;
+                sim.fill_disk(relay, false)
+            }
+            RelayFault::SlowDisk { sync_millis } => {
+                sim.slow_disk(relay, Duration::from_millis(*sync_millis))?;
+                self.lasts(lasts).await;
+                sim.slow_disk(relay, crate::disk::SYNC)
+            }
+            RelayFault::Clock { millis } => {
+                sim.set_clock(relay, *millis)?;
+                self.lasts(lasts).await;
+                sim.set_clock(relay, 0)
+            }
+        }
+    }
+
+    async fn device_fault(self: &Rc<Self>, id: &str, fault: &DeviceFault, lasts: Duration) -> Result<()> {
+        let (sim, device) = (&self.sim, id.parse()?);
+        match fault {
+            DeviceFault::Kill { commits } => {
+                match commits {
+                    Some(commits) => sim.kill_at_commit(id, *commits, lasts).await?,
+                    None => sim.kill(id).await?,
+                }
+                self.lasts(lasts).await;
+                self.open(id)
+            }
+            DeviceFault::Close => {
+                sim.close(id).await?;
+                self.lasts(lasts).await;
+                self.open(id)
+            }
+            DeviceFault::Offline => {
+                sim.set_offline(id, true)?;
+                self.lasts(lasts).await;
+                sim.set_offline(id, false)
+            }
+            DeviceFault::Access { access: name } => {
+                sim.set_access(id, access(name)?)?;
+                self.lasts(lasts).await;
+                sim.set_access(id, Access::WIFI)
+            }
+            DeviceFault::Roam { access: name, told } => sim.roam(id, access(name)?, *told).await,
+            DeviceFault::Rebind => sim.rebind(id),
+            DeviceFault::BackUp => {
+                sim.checker().backed_up(&device);
+                sim.back_up_device(id)
+            }
+            DeviceFault::Restore => {
+                if !sim.checker().has_backup(&device) {
+                    return Ok(());
+                }
+                sim.kill(id).await?;
+                self.lasts(lasts).await;
+                sim.restore_device(id)?;
+                sim.checker().restored(&device);
+                self.open(id)
+            }
+            DeviceFault::Lose => {
+                sim.kill(id).await?;
+                self.lasts(lasts).await;
+                sim.lose_device(id)?;
+                sim.checker().lost(&device);
+                sim.enrol(id).await?;
+                self.begin(id, true)
+            }
+            DeviceFault::Renew => {
+                sim.kill(id).await?;
+                self.lasts(lasts).await;
+                sim.enrol(id).await?;
+                sim.checker().renewed(&device);
+                self.begin(id, false)
+            }
+            DeviceFault::Clock { millis } => {
+                sim.set_clock(id, *millis)?;
+                self.lasts(lasts).await;
+                sim.set_clock(id, 0)
+            }
+        }
+    }
+
+    /// Begins a device's app after it was enrolled, on a home without a past or not.
+    fn begin(self: &Rc<Self>, id: &str, fresh: bool) -> Result<()> {
+        if fresh {
+            self.sim.checker().enrolled(&id.parse()?);
+        }
+        self.open(id)
+    }
+
+    fn open(self: &Rc<Self>, id: &str) -> Result<()> {
+        let client = match self.sim.client(id) {
+            Some(client) => client,
+            None => self.sim.open(id)?,
+        };
+        let events = client.events()?;
+        let (player, id) = (self.clone(), id.to_owned());
+        let app = {
+            let id = id.clone();
+            async move {
+                let mut rng = player.sim.rng(&format!("app of {id} at {:?}", player.sim.now()));
+                if let Err(error) = player.run_app(&client, events, &mut rng).await {
+                    player.sim.world().note(&format!("{id}: its app ends: {error}"));
+                }
+            }
+        };
+        self.sim.run_app(&id, app)
+    }
+
+    /// Takes what comes, and looks after what was sent.
+    async fn run_app(&self, client: &Client, mut events: EventStream, rng: &mut Rng) -> Result<()> {
+        let (device, checker) = (client.device(), self.sim.checker());
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                biased;
+                _ = look.tick() => {
+                    for id in checker.open_puts(device) {
+                        match client.message_state(id) {
+                            Ok(Some(message)) => checker.sent(device, id, message.state, message.seq),
+                            Ok(None) => {}
+                            Err(Error::Refused(refusal)) => checker.refused(device, id, &refusal.to_string()),
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                }
+                next = events.next() => {
+                    let Some(next) = next else { return Ok(()) };
+                    let next = next?;
+                    let Some(id) = next.id else { continue };
+                    checker.told(device, &next);
+                    if rng.u8(..) < 64 {
+                        tokio::time::sleep(SLOWEST_APP.mul_f64(rng.f64())).await;
+                    }
+                    client.acknowledge(&next)?;
+                    checker.acknowledged(device, id);
+                }
+            }
+        }
+    }
+
+    fn chat(&self, name: &str) -> Result<ChatId> {
+        self.chats.borrow().get(name).cloned().with_context(|| format!("chat {name} does not exist"))
+    }
+
+    async fn act(&self, id: &str, client: &Client, action: &Action) -> Result<()> {
+        let (device, checker) = (client.device(), self.sim.checker());
+        let member = |user: &str, role| Ok::<_, anyhow::Error>(Member { user: user.parse::<UserId>()?, role });
+        let update = |name: &str, change: Change| {
+            let chat = self.chat(name)?;
+            let put = client.update_chat(&chat, change.clone())?;
+            checker.put(device, &chat, put, Said::Updated(change));
+            Ok(())
+        };
+        match action {
+            Action::Direct { chat: name, with } => {
+                let (chat, put) = client.direct(with.parse()?)?;
+                self.chats.borrow_mut().insert(name.clone(), chat.clone());
+                if let Some(put) = put {
+                    let both = vec![Member { user: device.user(), role: Role::Member }, member(with, Role::Member)?];
+                    checker.put(device, &chat, put, Said::Created(both));
+                }
+                Ok(())
+            }
+            Action::Group { chat: name, members } => {
+                let members: Vec<Member> =
+                    members.iter().map(|user| member(user, Role::Admin)).collect::<Result<_>>()?;
+                let (chat, put) = client.create_group(Title::parse(name)?, members.clone())?;
+                let mut all = vec![Member { user: device.user(), role: Role::Owner }];
+                all.extend(members);
+                checker.put(device, &chat, put, Said::Created(all));
+                self.chats.borrow_mut().insert(name.clone(), chat);
+                Ok(())
+            }
+            Action::Send { chat: name, count } => {
+                let chat = self.chat(name)?;
+                let first = self.messages.get();
+                self.messages.set(first + *count as u64);
+                let texts: Vec<String> = (first..first + *count as u64).map(|n| format!("{id} {name} {n}")).collect();
+                let puts = client.send_many(&chat, texts.iter().map(Content::text).collect())?;
+                for (put, text) in puts.into_iter().zip(texts) {
+                    checker.put(device, &chat, put, Said::Message(text));
+                }
+                Ok(())
+            }
+            Action::Add { chat, user } => update(chat, Change::Add(vec![member(user, Role::Member)?])),
+            Action::Remove { chat, user } => update(chat, Change::Remove(user.parse()?)),
+            Action::Leave { chat } => update(chat, Change::Leave),
+            Action::Title { chat } => {
+                let number = self.messages.get();
+                self.messages.set(number + 1);
+                update(chat, Change::Title(Title::parse(format!("{chat} {number}"))?))
+            }
+            Action::Redact { chat: name } => {
+                let chat = self.chat(name)?;
+                let Some(seq) = checker.last_message(device, &chat) else { return Ok(()) };
+                let put = client.redact(&chat, seq)?;
+                checker.put(device, &chat, put, Said::Redacted(seq));
+                Ok(())
+            }
+            Action::Read { chat: name } => {
+                let chat = self.chat(name)?;
+                if let Some(position) = client.chat(&chat)?.and_then(|chat| chat.position) {
+                    client.mark_read(&chat, position)?;
+                }
+                Ok(())
+            }
+            Action::History { chat: name } => {
+                let chat = self.chat(name)?;
+                let entries = client.history(&chat, None, 50).await?;
+                checker.history(device, &chat, &entries);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Configuration names its flags for good.
+fn leak(key: &str) -> &'static str {
+    Box::leak(key.to_owned().into_boxed_str())
+}

@@ -1,0 +1,251 @@
+//! Relays of a simulation.
+
+use super::{Sim, Skew};
+use crate::disk::{SimDisk, Unsynced};
+use crate::world::places::Access;
+use crate::world::{HostId, SimSocket, World};
+use anyhow::{Context, Result, bail};
+use godwit_relay::config::Layers;
+use godwit_relay::host::{Host, Network, Threads};
+use godwit_relay::store::file;
+use godwit_relay::{Config, Relay};
+use godwit_wire::RelayId;
+use quinn::AsyncUdpSocket;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+const PORT: u16 = 4433;
+/// Of what waits, so much is shown.
+const SHOWN: usize = 5;
+/// Where a relay's data lies on its disk.
+const DATA: &str = "/data";
+
+/// A relay's machine.
+pub(super) struct Node {
+    pub(super) host: HostId,
+    config: Config,
+    disk: SimDisk,
+    skew: Skew,
+    /// Power failed in the middle of a write.
+    failed: Arc<Notify>,
+    relay: Option<Relay>,
+}
+
+#[derive(Debug)]
+struct SimNetwork {
+    world: World,
+    host: HostId,
+}
+
+impl Network for SimNetwork {
+    fn udp(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        Ok(SimSocket::bind(&self.world, self.host, address.port())?)
+    }
+
+    fn tcp(&self, _address: SocketAddr) -> io::Result<Option<TcpListener>> {
+        Ok(None)
+    }
+}
+
+fn store_path() -> PathBuf {
+    Path::new(DATA).join(file::NAME)
+}
+
+impl Sim {
+    /// A new relay, started: the first of a region holds its store, those after it are edges. `settings` go over the
+    /// defaults, as `("limits.sends_per_second", "5")`.
+    pub async fn relay(&self, id: &str, settings: &[(&'static str, &str)]) -> Result<()> {
+        let relay: RelayId = id.parse()?;
+        let region = relay.region();
+        self.0.authority.ensure(&region, self.wall())?;
+        let certs = self.0.authority.relay(&relay, self.wall())?;
+        let first = self.hosts(region.as_str()).is_empty();
+        let join: Vec<String> = self.relays().iter().map(|id| self.address(id)).collect::<Result<_>>()?;
+        let host = self.0.world.add(id, region.as_str(), Access::DATA_CENTRE, false);
+        let failed = Arc::new(Notify::new());
+        let power_failed = {
+            let (world, failed) = (self.0.world.clone(), failed.clone());
+            Arc::new(move || {
+                world.unplug(host);
+                failed.notify_one();
+            })
+        };
+        let disk = SimDisk::new(self.rng(id).u64(..), power_failed);
+        let mut layers = Layers::default();
+        let listen = format!("{}:{PORT}", self.0.world.address(host));
+        let own = [
+            ("listen", listen.as_str()),
+            ("admin", "127.0.0.1:1"),
+            ("certs", &certs.path().to_string_lossy()),
+            ("data", DATA),
+            ("cluster.role", if first { "store" } else { "edge" }),
+            ("cluster.join", &join.join(",")),
+        ];
+        for (key, value) in own.iter().chain(settings) {
+            layers.flag("simnet", key, value)?;
+        }
+        let node = Node { host, config: layers.config()?, disk, skew: Skew::new(), failed, relay: None };
+        self.0.relays.borrow_mut().insert(id.to_owned(), node);
+        self.start(id).await
+    }
+
+    fn node<T>(&self, id: &str, act: impl FnOnce(&mut Node) -> T) -> Result<T> {
+        self.0.relays.borrow_mut().get_mut(id).map(act).with_context(|| format!("no relay {id}"))
+    }
+
+    /// The relays, by id.
+    pub fn relays(&self) -> Vec<String> {
+        self.0.relays.borrow().keys().cloned().collect()
+    }
+
+    pub fn is_up(&self, id: &str) -> bool {
+        self.0.relays.borrow().get(id).is_some_and(|node| node.relay.is_some())
+    }
+
+    /// Where a relay listens.
+    pub fn address(&self, id: &str) -> Result<String> {
+        self.node(id, |node| node.config.listen.to_string())
+    }
+
+    /// Starts a relay on the disk that it has.
+    pub async fn start(&self, id: &str) -> Result<()> {
+        let (config, host) = self.node(id, |node| {
+            node.disk.power_on();
+            let disk = node.disk.clone();
+            let host = Host {
+                crypto: self.crypto(&node.skew),
+                network: Arc::new(SimNetwork { world: self.0.world.clone(), host: node.host }),
+                disk: Arc::new(node.disk.clone()),
+                threads: Threads::Inline(Arc::new(move || disk.took())),
+            };
+            (node.config.clone(), host)
+        })?;
+        if self.is_up(id) {
+            bail!("{id} is up already");
+        }
+        self.0.world.note(&format!("start {id}"));
+        let relay = Relay::start(&config, &host).await.with_context(|| format!("{id} does not start"))?;
+        self.node(id, |node| node.relay = Some(relay))
+    }
+
+    /// Stops a relay in order.
+    pub async fn stop(&self, id: &str) -> Result<()> {
+        self.0.world.note(&format!("stop {id}"));
+        if let Some(relay) = self.node(id, |node| node.relay.take())? {
+            relay.stop().await;
+        }
+        self.node(id, |node| self.0.world.unplug(node.host))
+    }
+
+    /// Has a relay hand over its devices for at most `within`, and stops it.
+    pub async fn drain(&self, id: &str, within: Duration) -> Result<()> {
+        self.0.world.note(&format!("drain {id}"));
+        let Some(relay) = self.node(id, |node| node.relay.take())? else { return Ok(()) };
+        relay.drain(within).await;
+        relay.stop().await;
+        self.node(id, |node| self.0.world.unplug(node.host))
+    }
+
+    /// A relay loses power. Its disk keeps what was synced, and of the rest what `unsynced` says.
+    pub fn crash(&self, id: &str, unsynced: Unsynced) -> Result<()> {
+        self.0.world.note(&format!("crash {id}, unsynced {unsynced:?}"));
+        self.node(id, |node| {
+            // First the network, so that nobody hears how its tasks end.
+            self.0.world.unplug(node.host);
+            node.disk.crash(unsynced);
+            if let Some(relay) = node.relay.take() {
+                relay.abort();
+            }
+        })
+    }
+
+    /// A relay loses power in the middle of a write, `syncs` syncs from now; after `within` in any case.
+    pub async fn crash_in_write(&self, id: &str, syncs: u64, unsynced: Unsynced, within: Duration) -> Result<()> {
+        let failed = self.node(id, |node| {
+            node.disk.crash_at(syncs);
+            node.failed.clone()
+        })?;
+        // In either case it is off afterwards.
+        let _ = tokio::time::timeout(within, failed.notified()).await;
+        self.crash(id, unsynced)
+    }
+
+    /// A relay does nothing for a while, and does not know it: its machine was suspended.
+    pub fn freeze(&self, id: &str, frozen: bool) -> Result<()> {
+        self.0.world.note(&format!("{} {id}", if frozen { "freeze" } else { "thaw" }));
+        self.node(id, |node| self.0.world.freeze(node.host, frozen))
+    }
+
+    pub(crate) fn disk<T>(&self, id: &str, act: impl FnOnce(&SimDisk) -> T) -> Result<T> {
+        self.node(id, |node| act(&node.disk))
+    }
+
+    /// Syncing fails, or works again.
+    pub fn fail_sync(&self, id: &str, fail: bool) -> Result<()> {
+        self.0.world.note(&format!("{id}: syncing {}", if fail { "fails" } else { "works" }));
+        self.disk(id, |disk| disk.set_fail_sync(fail))
+    }
+
+    /// The disk is full, or has room again.
+    pub fn fill_disk(&self, id: &str, full: bool) -> Result<()> {
+        self.0.world.note(&format!("{id}: disk {}", if full { "full" } else { "has room" }));
+        self.disk(id, |disk| disk.set_full(full))
+    }
+
+    /// How long a sync takes from now on.
+    pub fn slow_disk(&self, id: &str, sync: Duration) -> Result<()> {
+        self.0.world.note(&format!("{id}: a sync takes {sync:?}"));
+        self.disk(id, |disk| disk.set_sync_takes(sync))
+    }
+
+    /// The store's file as it is now, to be put back with [`Sim::restore`]. It is a copy by the disk, not one that the
+    /// relay made.
+    pub fn back_up(&self, id: &str) -> Result<Vec<u8>> {
+        self.0.world.note(&format!("back up {id}"));
+        self.disk(id, |disk| disk.copy(&store_path()))?.with_context(|| format!("{id} has no store"))
+    }
+
+    /// Puts an older store's file in the place of the one a relay that is down has.
+    pub fn restore(&self, id: &str, store: Vec<u8>) -> Result<()> {
+        self.0.world.note(&format!("restore {id}"));
+        self.disk(id, |disk| disk.put(&store_path(), store))
+    }
+
+    /// All that was on a disk is gone.
+    pub fn wipe(&self, id: &str) -> Result<()> {
+        self.0.world.note(&format!("wipe {id}"));
+        self.disk(id, SimDisk::wipe)
+    }
+
+    /// Sets a host's clock wrong, by so many milliseconds.
+    pub fn set_clock(&self, id: &str, skew_millis: i64) -> Result<()> {
+        self.0.world.note(&format!("{id}: clock {skew_millis:+} ms"));
+        if self.0.relays.borrow().contains_key(id) {
+            return self.node(id, |node| node.skew.set(skew_millis));
+        }
+        self.phone(id, |phone| phone.skew.set(skew_millis))
+    }
+
+    /// What waits at a relay that is up: in its inboxes and its outbox.
+    ///
+    /// # Errors
+    /// A fault of its store.
+    pub async fn waiting(&self, id: &str) -> Result<Vec<String>> {
+        let relay = self.node(id, |node| node.relay.take())?.with_context(|| format!("{id} is down"))?;
+        let inbox = relay.inbox(SHOWN).await;
+        let outbox = relay.outbox_depth();
+        self.node(id, |node| node.relay = Some(relay))?;
+        let mut all: Vec<String> = inbox?
+            .into_iter()
+            .map(|(device, chat, from)| format!("{device} has not taken {chat} from #{from} on"))
+            .collect();
+        if outbox > 0 {
+            all.push(format!("{outbox} requests in the outbox"));
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,80 @@
+//! The scenario files: each is clean, and a bad one says what is wrong with it.
+
+use godwit_simnet::scenario::Scenario;
+use godwit_simnet::{Options, play};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn scenarios() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("the scenarios").map(|entry| entry.expect("a file").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn every_scenario_is_clean() {
+    let paths = scenarios();
+    assert!(paths.len() >= 10, "{paths:?}");
+    for path in paths {
+        let scenario = Scenario::read(&path).expect("a scenario");
+        if let Err(broken) = play::play(&scenario.plan(0), &Options::seed(0)) {
+            panic!("{}: {broken}", path.display());
+        }
+    }
+}
+
+const GOOD: &str = r#"
+about = "two who talk"
+relays = ["eu/eu-1"]
+heals = "1m"
+[devices]
+"alice@eu/phone" = "wifi"
+"bob@eu/phone" = "4g"
+[[step]]
+at = "1s"
+device = "alice@eu/phone"
+does = { direct = { chat = "c", with = "bob@eu" } }
+"#;
+
+#[test]
+fn what_is_wrong_is_said_with_its_place_and_ends_in_exit_code_2() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("scenario.toml");
+    let run = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        let output = Command::new(env!("CARGO_BIN_EXE_simnet")).arg("run").arg(&path).output().expect("simnet starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(run(GOOD).0, Some(0));
+    for (from, to, said) in [
+        ("heals =", "heels =", "heels"),
+        ("\"1m\"", "\"soon\"", "soon"),
+        ("\"4g\"", "\"5g\"", "no access network \"5g\""),
+        ("bob@eu\" }", "carol@eu\" }", "step 1: there is no user \"carol@eu\""),
+        ("device = \"alice", "device = \"carol", "step 1: there is no device"),
+        ("does = { direct", "does = { dance", "dance"),
+        ("at = \"1s\"", "at = \"2h\"", "step 1: at"),
+        ("\"bob@eu/phone\"", "\"bob@us/phone\"", "no relay of its region"),
+        ("does = {", "suffers = \"close\"\ndoes = {", "step 1: must have"),
+        ("relays = [\"eu/eu-1\"]", "relays = []", "must not be empty"),
+    ] {
+        let text = GOOD.replacen(from, to, 1);
+        assert_ne!(text, GOOD, "{from}");
+        let (code, stderr) = run(&text);
+        assert!(code == Some(2) && stderr.contains(said), "{to}: {code:?}, {stderr}");
+    }
+}
+
+/// A run in which nothing happens proves nothing.
+#[test]
+fn a_scenario_that_tries_nothing_is_not_clean() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("scenario.toml");
+    let text = GOOD.replace("heals", "events = 1000\nheals");
+    std::fs::write(&path, text).expect("written");
+    let scenario = Scenario::read(&path).expect("a scenario");
+    let broken = play::play(&scenario.plan(0), &Options::seed(0)).expect_err("too little happens");
+    assert!(broken.to_string().contains("at least 1000 events"), "{broken}");
+}
