@@ -15,6 +15,7 @@
 //! [`Checker::verdict`] is safety, at any time; [`Checker::unsettled`] is what is still to come, which ends once faults
 //! have ended.
 
+use crate::report::{Delivery, Recorder};
 use crate::world::World;
 use anyhow::{Result, bail};
 use godwit_client::client::HistoryBody;
@@ -107,6 +108,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct Checker {
     world: World,
+    recorder: Option<Recorder>,
     state: Arc<Mutex<State>>,
 }
 
@@ -284,8 +286,8 @@ impl View {
 }
 
 impl Checker {
-    pub(crate) fn new(world: World) -> Self {
-        Self { world, state: Arc::default() }
+    pub(crate) fn new(world: World, recorder: Option<Recorder>) -> Self {
+        Self { world, recorder, state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -456,6 +458,13 @@ impl Checker {
             }
             return self.fault(state, faults);
         }
+        if let (Some(recorder), Event::MessageReceived { message, .. }) = (&self.recorder, &next.event)
+            && let Some(put) = state.puts.get(&message.id).map(|put| put.at)
+        {
+            let (from, to, told) = (message.from.to_string(), device.to_string(), self.world.now());
+            recorder.delivered(Delivery { from, to, put, told });
+        }
+        let Some(log) = state.devices.get_mut(device) else { return };
         match &next.event {
             Event::ReceiptUpdated { chat, receipt } => {
                 let view = log.chats.entry(chat.clone()).or_default();
@@ -500,6 +509,13 @@ impl Checker {
             log.acknowledged = log.acknowledged.max(id);
             log.open = log.open.split_off(&(id + 1));
         }
+    }
+
+    /// What devices wait for to be sent, and how much is on its way to some.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let unsettled = self.state().unsettled();
+        let unsent = unsettled.iter().filter(|what| what.contains(" waits for ")).count();
+        (unsent, unsettled.len() - unsent)
     }
 
     /// Events that apps were told.

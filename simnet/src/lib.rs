@@ -46,6 +46,7 @@
 //! - [`world`]: the network between them; [`world::places`] regions and access networks
 //! - [`check`]: the promises
 //! - [`plan`]: what happens in a run, as data; [`play`] plays it
+//! - [`report`]: a page that shows a run
 //! - [`general`]: a bad day from a seed; [`scenario`] one from a file
 
 pub mod check;
@@ -54,6 +55,7 @@ mod entropy;
 pub mod general;
 pub mod plan;
 pub mod play;
+pub mod report;
 pub mod scenario;
 pub mod sim;
 mod trace;

@@ -2,6 +2,7 @@
 
 use crate::check::What as Said;
 use crate::plan::{Action, Cut, DeviceFault, Plan, RelayFault, Step, What};
+use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
 use crate::world::places::Access;
 use anyhow::{Context, Result};
@@ -20,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const SLOWEST_APP: Duration = Duration::from_millis(30);
 /// How often it is looked whether all has arrived.
 const SETTLING: Duration = Duration::from_secs(1);
+/// How often a report looks at what waits, over the time line.
+const SAMPLES: u32 = 240;
 /// A drain takes so long at most.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -75,6 +78,10 @@ impl Player {
             enrolled??;
         }
         let begun = self.sim.now();
+        if let Some(recorder) = self.sim.recorder() {
+            recorder.begin(begun);
+            tokio::task::spawn_local(self.clone().record(recorder.clone(), plan.heals / SAMPLES));
+        }
         let mut tasks = JoinSet::new();
         for step in &plan.steps {
             self.sim.sleep((begun + step.at).saturating_sub(self.sim.now())).await;
@@ -92,6 +99,18 @@ impl Player {
         }
         self.heal().await?;
         self.settle(plan).await
+    }
+
+    /// Notes now and then what waits, for as long as the run lasts.
+    async fn record(self: Rc<Self>, recorder: Recorder, every: Duration) {
+        loop {
+            let relays = self.sim.relays();
+            let relays_down = relays.iter().filter(|relay| !self.sim.is_up(relay)).count();
+            let outboxes = relays.iter().map(|relay| self.sim.outbox_depth(relay)).sum();
+            let (unsent, undelivered) = self.sim.checker().waiting();
+            recorder.waits(Waiting { at: self.sim.now(), unsent, outboxes, undelivered, relays_down });
+            tokio::time::sleep(every.max(LOOK)).await;
+        }
     }
 
     /// Everything works, and everybody is there.

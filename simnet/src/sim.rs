@@ -10,6 +10,7 @@ pub use devices::Device;
 
 use crate::check::Checker;
 use crate::entropy;
+use crate::report::Recorder;
 use crate::trace::Trace;
 use crate::world::{HostId, Packets, World};
 use anyhow::{Context, Result, anyhow};
@@ -42,6 +43,8 @@ pub struct Options {
     pub trace: Option<PathBuf>,
     /// A deliberate fault of the relays, to see whether it is noticed.
     pub sabotage: Option<Sabotage>,
+    /// Collects what a report shows.
+    pub recorder: Option<Recorder>,
 }
 
 impl Options {
@@ -68,6 +71,7 @@ struct Inner {
     authority: AuthorityDir,
     start: Instant,
     checker: Checker,
+    recorder: Option<Recorder>,
     relays: RefCell<BTreeMap<String, Node>>,
     phones: RefCell<BTreeMap<String, Phone>>,
 }
@@ -164,7 +168,8 @@ impl Sim {
         let world = World::new(options.seed, Trace::new(trace));
         Ok(Self(Rc::new(Inner {
             seed: options.seed,
-            checker: Checker::new(world.clone()),
+            checker: Checker::new(world.clone(), options.recorder.clone()),
+            recorder: options.recorder.clone(),
             world,
             authority: AuthorityDir::new(folder.path().join("authority")),
             folder,
@@ -180,6 +185,10 @@ impl Sim {
 
     pub fn world(&self) -> &World {
         &self.0.world
+    }
+
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.0.recorder.as_ref()
     }
 
     pub fn checker(&self) -> &Checker {

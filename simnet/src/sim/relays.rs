@@ -230,6 +230,12 @@ impl Sim {
         self.phone(id, |phone| phone.skew.set(skew_millis))
     }
 
+    /// Requests that wait in a relay's outbox, if it is up.
+    pub(crate) fn outbox_depth(&self, id: &str) -> usize {
+        let relays = self.0.relays.borrow();
+        relays.get(id).and_then(|node| node.relay.as_ref()).map_or(0, Relay::outbox_depth)
+    }
+
     /// What waits at a relay that is up: in its inboxes and its outbox.
     ///
     /// # Errors

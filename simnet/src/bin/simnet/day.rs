@@ -72,9 +72,9 @@ impl Day {
     }
 
     pub(crate) fn title(&self) -> String {
-        let path = self.scenario.as_ref().map(|path| path.display().to_string());
-        let about = self.scenario.as_ref().and_then(|path| Scenario::read(path).ok()).map(|scenario| scenario.about);
-        format!("{}: {}", path.unwrap_or_default(), about.unwrap_or_default())
+        let Some(path) = &self.scenario else { return "The general workload.".to_owned() };
+        let about = Scenario::read(path).map(|scenario| scenario.about);
+        format!("{}: {}", path.display(), about.unwrap_or_default())
     }
 
     pub(crate) fn plan(&self) -> Result<Plan, ScenarioError> {
@@ -90,12 +90,12 @@ impl Day {
         Ok(plan)
     }
 
-    pub(crate) fn options(&self, trace: Option<PathBuf>) -> Options {
-        Options { seed: self.seed, trace, sabotage: self.sabotage }
+    pub(crate) fn options(&self) -> Options {
+        Options { sabotage: self.sabotage, ..Options::seed(self.seed) }
     }
 
     pub(crate) fn play(&self) -> Result<Outcome> {
-        Ok(match play::play(&self.plan()?, &self.options(None)) {
+        Ok(match play::play(&self.plan()?, &self.options()) {
             Ok(Ran { hash, lasted, .. }) => Outcome { hash, lasted, broken: None },
             Err(error) => Outcome { hash: 0, lasted: Duration::ZERO, broken: Some(format!("{error:#}")) },
         })

@@ -8,10 +8,12 @@ mod day;
 mod shrink;
 mod sweep;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use day::Day;
+use godwit_simnet::report::Recorder;
 use godwit_simnet::scenario::ScenarioError;
-use godwit_simnet::{Ran, play};
+use godwit_simnet::{Options, Ran, play};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -32,9 +34,8 @@ enum Verb {
         scenarios: Vec<PathBuf>,
         #[arg(long, default_value_t = 0)]
         seed: u64,
-        /// Writes every event into a file.
-        #[arg(long)]
-        trace: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Plays many seeds of a scenario, or of the general workload.
     Sweep(sweep::Sweep),
@@ -42,9 +43,8 @@ enum Verb {
     Replay {
         #[command(flatten)]
         day: Day,
-        /// Writes every event into a file.
-        #[arg(long)]
-        trace: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Looks for the smallest part of a seed that still fails.
     Shrink {
@@ -59,6 +59,16 @@ enum Verb {
     },
 }
 
+#[derive(Clone, clap::Args)]
+struct Output {
+    /// Writes every event into a file.
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Writes a page that shows the run, for a browser.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
 /// Logs carry the simulation's time.
 struct Virtual;
 
@@ -69,7 +79,7 @@ impl tracing_subscriber::fmt::time::FormatTime for Virtual {
 }
 
 /// Whether it was clean.
-fn replay(day: &Day, trace: Option<PathBuf>, steps: bool) -> anyhow::Result<bool> {
+fn replay(day: &Day, output: &Output, steps: bool) -> anyhow::Result<bool> {
     let plan = day.plan()?;
     if steps {
         println!("{} relays, {} devices, {:?}", plan.relays.len(), plan.devices.len(), plan.heals);
@@ -78,33 +88,36 @@ fn replay(day: &Day, trace: Option<PathBuf>, steps: bool) -> anyhow::Result<bool
         }
     }
     let started = Instant::now();
-    match play::play(&plan, &day.options(trace)) {
-        Ok(ran) => {
-            let times = ran.lasted.as_secs_f64() / started.elapsed().as_secs_f64();
-            let Ran { hash, events, lasted, .. } = ran;
-            println!("clean: {lasted:.1?} at {times:.0} times real time, {events} events, hash {hash:016x}");
-            Ok(true)
+    let recorder = output.report.as_ref().map(|_| Recorder::default());
+    let options = Options { trace: output.trace.clone(), recorder: recorder.clone(), ..day.options() };
+    let result = play::play(&plan, &options);
+    let verdict = match &result {
+        Ok(Ran { hash, events, lasted, .. }) => {
+            let times = lasted.as_secs_f64() / started.elapsed().as_secs_f64();
+            format!("clean: {lasted:.1?} at {times:.0} times real time, {events} events, hash {hash:016x}")
         }
-        Err(error) => {
-            println!("{error:#}");
-            println!("simnet replay {day}");
-            Ok(false)
-        }
+        Err(error) => format!("{error:#}\nsimnet replay {day}"),
+    };
+    println!("{verdict}");
+    if let (Some(path), Some(recorder)) = (&output.report, recorder) {
+        let page = recorder.page(&format!("{} Seed {}.", day.title(), day.seed), &plan, &verdict);
+        std::fs::write(path, page).with_context(|| path.display().to_string())?;
     }
+    Ok(result.is_ok())
 }
 
 fn run(verb: Verb) -> anyhow::Result<bool> {
     match verb {
-        Verb::Run { scenarios, seed, trace } => {
+        Verb::Run { scenarios, seed, output } => {
             let mut clean = true;
             for path in scenarios {
                 let day = Day::of_scenario(path, seed)?;
                 println!("{}", day.title());
-                clean &= replay(&day, trace.clone(), false)?;
+                clean &= replay(&day, &output, false)?;
             }
             Ok(clean)
         }
-        Verb::Replay { day, trace } => replay(&day, trace, true),
+        Verb::Replay { day, output } => replay(&day, &output, true),
         Verb::Play { day } => {
             println!("{}", serde_json::to_string(&day.play()?)?);
             Ok(true)
