@@ -37,7 +37,7 @@ const OWN_GAP: Duration = Duration::from_millis(200);
 /// How often the store is looked at for what other processes put there.
 const TICK: Duration = Duration::from_millis(50);
 /// The same, once nothing has happened for a while: a phone is idle most of the time.
-const IDLE_TICK: Duration = Duration::from_millis(250);
+const IDLE_TICK: Duration = Duration::from_millis(500);
 const IDLE_AFTER: Duration = Duration::from_secs(3);
 /// The wait after a passing refusal that names none.
 const RETRY: Duration = Duration::from_millis(500);
