@@ -528,9 +528,7 @@ impl Client {
             tracing::error!(%error, "the client's worker ended badly");
         }
     }
-}
 
-impl Client {
     /// Ends at once, with nothing finished and nobody told, as if the app was killed. For simulations.
     pub async fn abort(&self) {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();

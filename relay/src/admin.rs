@@ -91,38 +91,31 @@ fn gauge(value: u64) -> i64 {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
-    (StatusCode::OK, admin.render_metrics().await)
-}
-
-impl Admin {
-    /// All metrics, with what is measured when it is asked for.
-    pub(crate) async fn render_metrics(&self) -> String {
-        let metrics = &self.edge.metrics;
-        let now = self.edge.clock.now();
-        let mut totals_at = self.totals_at.lock().await;
-        if let Some(owner) = &self.edge.router.owner
-            && totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE)
-        {
-            match owner.store.read(Snapshot::inbox_totals).await {
-                Ok(totals) => {
-                    metrics.inbox_rows.set(gauge(totals.rows));
-                    metrics.inbox_bytes.set(gauge(totals.bytes));
-                    metrics.inbox_oldest.set(gauge(totals.oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
-                    *totals_at = Some(Instant::now());
-                }
-                Err(error) => tracing::warn!(%error, "inbox totals cannot be read"),
+    let metrics = &admin.edge.metrics;
+    let now = admin.edge.clock.now();
+    let mut totals_at = admin.totals_at.lock().await;
+    if let Some(owner) = &admin.edge.router.owner
+        && totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE)
+    {
+        match owner.store.read(Snapshot::inbox_totals).await {
+            Ok(totals) => {
+                metrics.inbox_rows.set(gauge(totals.rows));
+                metrics.inbox_bytes.set(gauge(totals.bytes));
+                metrics.inbox_oldest.set(gauge(totals.oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
+                *totals_at = Some(Instant::now());
             }
+            Err(error) => tracing::warn!(%error, "inbox totals cannot be read"),
         }
-        drop(totals_at);
-        let (depth, oldest) = self.edge.outbox.depth();
-        metrics.outbox_depth.set(gauge(depth as u64));
-        metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
-        of_cluster(&self.edge);
-        metrics.store_size.set(self.disk.len(&self.store_path).map_or(0, gauge));
-        let expiry = identity::expiry(&self.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
-        metrics.certificate_expiry.set(gauge(expiry));
-        metrics.render()
     }
+    drop(totals_at);
+    let (depth, oldest) = admin.edge.outbox.depth();
+    metrics.outbox_depth.set(gauge(depth as u64));
+    metrics.outbox_oldest.set(gauge(oldest.map_or(0, |oldest| now.since(oldest).as_secs())));
+    of_cluster(&admin.edge);
+    metrics.store_size.set(admin.disk.len(&admin.store_path).map_or(0, gauge));
+    let expiry = identity::expiry(&admin.served.chain()).map_or(0, |expiry| expiry.since(now).as_secs());
+    metrics.certificate_expiry.set(gauge(expiry));
+    (StatusCode::OK, metrics.render())
 }
 
 /// What the cluster counts by itself is shown as it stands.

@@ -500,13 +500,8 @@ impl Worker {
         if self.ticks.is_multiple_of(RECONCILE_TICKS) {
             let mut links = self.registry.links_now();
             links.retain(|link| link.device.home() == self.region);
+            links.append(&mut self.unattached);
             for link in links {
-                let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
-                if known.is_none_or(|known| known.epoch < link.epoch) {
-                    self.attach(link).await;
-                }
-            }
-            for link in std::mem::take(&mut self.unattached) {
                 let known = self.devices.get(&link.device).and_then(|state| state.link.as_ref());
                 if known.is_none_or(|known| known.epoch < link.epoch) {
                     self.attach(link).await;

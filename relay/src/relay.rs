@@ -72,7 +72,6 @@ pub struct Relay {
     host: Host,
     served: Arc<ServedCertificate>,
     edge: Arc<Edge>,
-    admin_state: Arc<admin::Admin>,
     endpoint: Endpoint,
     stop: CancellationToken,
     accepting: JoinHandle<()>,
@@ -218,7 +217,7 @@ impl Relay {
         });
         let accepting = tokio::spawn(edge::run(edge.clone(), endpoint.clone(), stop.clone()));
         let admin_state = admin::Admin::new(edge.clone(), served.clone(), stop.clone(), config, host.disk.clone());
-        let router = admin::router(admin_state.clone());
+        let router = admin::router(admin_state);
         let administering = listener.map(|listener| {
             tokio::spawn(async move {
                 if let Err(error) = axum::serve(listener, router).await {
@@ -238,7 +237,6 @@ impl Relay {
             host: host.clone(),
             served,
             edge,
-            admin_state,
             endpoint,
             stop,
             accepting,
@@ -253,20 +251,21 @@ impl Relay {
         &self.edge.metrics
     }
 
-    /// The metrics as `/metrics` shows them, with what is measured when it is asked for.
-    pub async fn render_metrics(&self) -> String {
-        self.admin_state.render_metrics().await
-    }
-
     /// What waits for devices here, and for other regions, at most `limit` of it: who has not taken which chat, from where
     /// on. Empty at an edge.
     ///
     /// # Errors
     /// A fault of the store.
-    pub async fn inbox(&self, limit: usize) -> Result<Vec<(DeviceId, ChatId, Seq)>, StoreError> {
-        match &self.edge.router.owner {
-            Some(owner) => owner.store.read(move |store| store.inbox(limit)).await,
-            None => Ok(Vec::new()),
+    pub fn inbox(
+        &self,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(DeviceId, ChatId, Seq)>, StoreError>> + Send + use<> {
+        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        async move {
+            match store {
+                Some(store) => store.read(move |store| store.inbox(limit)).await,
+                None => Ok(Vec::new()),
+            }
         }
     }
 
@@ -320,7 +319,7 @@ impl Relay {
     /// Takes no more connections, finishes what was accepted, tells the devices, and closes the store. Takes at most
     /// about ten seconds.
     pub async fn stop(self) {
-        let Self { edge, admin_state, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
+        let Self { edge, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
         let deadline = Instant::now() + STOP_WITHIN;
         stop.cancel();
         let reason = Refusal::from(Code::ShuttingDown);
@@ -342,7 +341,7 @@ impl Relay {
             // Its end is the cancellation just asked for.
             let _ = administering.await;
         }
-        drop((edge, admin_state));
+        drop(edge);
         if let Some(fanning) = fanning {
             end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
         }

@@ -212,9 +212,8 @@ pub fn plan(seed: u64) -> Plan {
         devices.push("zoe@eu/phone".to_owned());
     }
     let random = Random { chats: rng.usize(2..=6), actions: rng.usize(20..=120), faults: rng.usize(0..=25) };
-    let (rng, steps) =
-        Making { rng, length, relays: relays.clone(), devices: devices.clone(), users, steps: Vec::new() }.make(random);
-    let mut rng = rng;
+    let making = Making { rng, length, relays: relays.clone(), devices: devices.clone(), users, steps: Vec::new() };
+    let (mut rng, steps) = making.make(random);
     let network = |rng: &mut Rng| COMMON[rng.usize(..COMMON.len())].to_owned();
     let wan = regions.len() > 1;
     let settings = vec![("cluster.network".to_owned(), if wan { "wan" } else { "lan" }.to_owned())];

@@ -62,8 +62,8 @@ fn access(name: &str) -> Result<Access> {
 impl Player {
     async fn play(self: &Rc<Self>, plan: &Plan) -> Result<()> {
         for relay in &plan.relays {
-            let settings: Vec<(&'static str, &str)> =
-                relay.settings.iter().map(|(key, value)| (leak(key), value.as_str())).collect();
+            let settings: Vec<(&str, &str)> =
+                relay.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             self.sim.relay(&relay.id, &settings).await?;
         }
         let mut enrolling = JoinSet::new();
@@ -459,9 +459,4 @@ impl Player {
             }
         }
     }
-}
-
-/// Configuration names its flags for good.
-fn leak(key: &str) -> &'static str {
-    Box::leak(key.to_owned().into_boxed_str())
 }

@@ -108,6 +108,11 @@ impl Skew {
     }
 }
 
+/// Whether a relay is of the region `whose`, or a device of the user.
+fn is_of(id: &str, whose: &str) -> bool {
+    id.split_once('/').is_some_and(|(before, _)| before == whose)
+}
+
 /// In memory where that is possible: devices keep real files.
 fn folder() -> std::io::Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
@@ -225,8 +230,8 @@ impl Sim {
     fn hosts(&self, name: &str) -> Vec<HostId> {
         let relays = self.0.relays.borrow();
         let phones = self.0.phones.borrow();
-        let relays = relays.iter().filter(|(id, _)| *id == name || id.split_once('/').is_some_and(|(r, _)| r == name));
-        let phones = phones.iter().filter(|(id, _)| *id == name || id.split_once('/').is_some_and(|(u, _)| u == name));
+        let relays = relays.iter().filter(|(id, _)| *id == name || is_of(id, name));
+        let phones = phones.iter().filter(|(id, _)| *id == name || is_of(id, name));
         relays.map(|(_, node)| node.host).chain(phones.map(|(_, phone)| phone.host)).collect()
     }
 

@@ -29,7 +29,7 @@ impl Trace {
         self.hash.write_u8(kind);
     }
 
-    fn line(&mut self, at: Duration, what: &dyn Display) {
+    fn line(&mut self, at: Duration, what: impl Display) {
         if let Some(file) = &mut self.file
             && let Err(error) = writeln!(file, "{:>12.6} {what}", at.as_secs_f64())
         {
@@ -38,20 +38,22 @@ impl Trace {
         }
     }
 
-    /// A packet: what became of it, by numbers that mean the same in every run.
-    pub(crate) fn packet(&mut self, at: Duration, numbers: [u64; 4], what: &dyn Display) {
+    /// A packet: what became of it, by numbers that mean the same in every run. `what` is put into words only for a file.
+    pub(crate) fn packet(&mut self, at: Duration, numbers: [u64; 4], what: impl Fn() -> String) {
         self.count(at, 0);
         for number in numbers {
             self.hash.write_u64(number);
         }
-        self.line(at, what);
+        if self.file.is_some() {
+            self.line(at, what());
+        }
     }
 
     /// Anything else.
     pub(crate) fn note(&mut self, at: Duration, what: &str) {
         self.count(at, 1);
         self.hash.write(what.as_bytes());
-        self.line(at, &what);
+        self.line(at, what);
     }
 
     /// The hash and the number of events so far.

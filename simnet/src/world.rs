@@ -227,10 +227,12 @@ impl State {
         let receiver = target.map_or(u64::MAX, |(host, _)| number(host));
         let lands = arrival.map_or(u64::MAX, |at| u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
         let numbers = [number(id), receiver, bytes.len() as u64, lands];
-        let name = |host: HostId| self.hosts[host.0 as usize].name.as_str();
-        let (sender, receiver) = (name(id), target.map_or("nobody", |(host, _)| name(host)));
-        let fate = arrival.map_or_else(|| "lost".to_owned(), |at| format!("{:.6}", at.as_secs_f64()));
-        self.trace.packet(now, numbers, &format_args!("{sender} -> {receiver}: {} bytes, {fate}", bytes.len()));
+        self.trace.packet(now, numbers, || {
+            let name = |host: HostId| self.hosts[host.0 as usize].name.as_str();
+            let (sender, receiver) = (name(id), target.map_or("nobody", |(host, _)| name(host)));
+            let fate = arrival.map_or_else(|| "lost".to_owned(), |at| format!("{:.6}", at.as_secs_f64()));
+            format!("{sender} -> {receiver}: {} bytes, {fate}", bytes.len())
+        });
         let (Some(arrival), Some((host, port))) = (arrival, target) else {
             self.packets.lost += 1;
             return false;

@@ -1,8 +1,7 @@
 //! What is unsent. A message has its number before [`put`](super::Store::put) returns, and keeps it until its outcome
 //! is known; only the home's `NumberTaken`, or a new enrolment, gives it another.
 
-use super::fresh_id;
-use super::{Store, int, uint};
+use super::{Store, fresh_id, int, uint};
 use crate::error::Error;
 use godwit_wire::entry::{Change, ChatKind, Content, Member, Title};
 use godwit_wire::frame::{CreateChat, Options, Redact, Request, SendMessage, Stamp, UpdateChat};

@@ -74,8 +74,6 @@ struct Taking<'a> {
     user: UserId,
     /// Some entries that come were here before, under another seq.
     any_seen: bool,
-    /// All of the user's chats were here once.
-    listed: bool,
     taken: Taken,
 }
 
@@ -83,9 +81,8 @@ impl Store {
     /// Takes in what came, in one transaction. If that fails `orders` is emptied, to be read anew.
     pub(crate) fn take(&mut self, own: &DeviceId, orders: &mut Orders, items: Vec<Incoming>) -> Result<Taken, Error> {
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let listed = txn.prepare_cached("SELECT listed FROM device")?.query_row([], |row| row.get(0))?;
         let any_seen = txn.prepare_cached("SELECT EXISTS (SELECT 1 FROM seen)")?.query_row([], |row| row.get(0))?;
-        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), listed, any_seen, taken: Taken::default() };
+        let mut taking = Taking { txn: &txn, orders, own, user: own.user(), any_seen, taken: Taken::default() };
         let result = items.into_iter().try_for_each(|item| taking.item(item));
         let taken = taking.taken;
         let result = result.and_then(|()| {
@@ -419,7 +416,8 @@ impl Taking<'_> {
             // A new device begins where the relay says. For one that had all chats already, this one has begun since: it
             // gets the whole of it, also if its user's device took a part of it in a life that this home does not know (it
             // was enrolled anew after it was away for long, or came back from a backup).
-            let position = summary.next.prev().filter(|_| !self.listed);
+            let listed: bool = self.txn.query_row("SELECT listed FROM device", [], |row| row.get(0))?;
+            let position = summary.next.prev().filter(|_| !listed);
             self.insert_chat(chat, summary.kind, &summary.title, summary.role, position)?;
         }
         if let Some(order) = self.order(chat)? {

@@ -1,6 +1,6 @@
 //! Devices of a simulation: the client library on a real SQLite file, and an app that takes what comes.
 
-use super::{Sim, Skew};
+use super::{Sim, Skew, is_of};
 use crate::world::places::Access;
 use crate::world::{HostId, SimSocket};
 use anyhow::{Context, Result};
@@ -101,7 +101,7 @@ impl Sim {
         let (device, home) = self.phone(id, |phone| (phone.device.clone(), phone.home.clone()))?;
         let region = device.home();
         let relays = self.relays();
-        let relays = relays.iter().filter(|relay| relay.split_once('/').is_some_and(|(r, _)| r == region.as_str()));
+        let relays = relays.iter().filter(|relay| is_of(relay, region.as_str()));
         let relays: Vec<String> = relays.map(|relay| self.address(relay)).collect::<Result<_>>()?;
         let authority_pem = std::fs::read_to_string(self.0.authority.root_certificate_path())?;
         loop {

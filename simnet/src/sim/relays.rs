@@ -58,7 +58,7 @@ fn store_path() -> PathBuf {
 impl Sim {
     /// A new relay, started: the first of a region holds its store, those after it are edges. `settings` go over the
     /// defaults, as `("limits.sends_per_second", "5")`.
-    pub async fn relay(&self, id: &str, settings: &[(&'static str, &str)]) -> Result<()> {
+    pub async fn relay(&self, id: &str, settings: &[(&str, &str)]) -> Result<()> {
         let relay: RelayId = id.parse()?;
         let region = relay.region();
         self.0.authority.ensure(&region, self.wall())?;
@@ -241,11 +241,10 @@ impl Sim {
     /// # Errors
     /// A fault of its store.
     pub async fn waiting(&self, id: &str) -> Result<Vec<String>> {
-        let relay = self.node(id, |node| node.relay.take())?.with_context(|| format!("{id} is down"))?;
-        let inbox = relay.inbox(SHOWN).await;
-        let outbox = relay.outbox_depth();
-        self.node(id, |node| node.relay = Some(relay))?;
-        let mut all: Vec<String> = inbox?
+        let inbox = self.node(id, |node| node.relay.as_ref().map(|relay| relay.inbox(SHOWN)))?;
+        let inbox = inbox.with_context(|| format!("{id} is down"))?.await?;
+        let outbox = self.outbox_depth(id);
+        let mut all: Vec<String> = inbox
             .into_iter()
             .map(|(device, chat, from)| format!("{device} has not taken {chat} from #{from} on"))
             .collect();
