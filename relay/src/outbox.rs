@@ -181,11 +181,13 @@ impl Outbox {
         let place = (chat, sender.clone());
         let now = self.clock.now();
         let (mut replies, mut changes, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        let proof = sender_key(sender);
+        let proved;
         {
             let mut state = self.state();
-            let proof = sender_key(sender);
-            if state.proofs.get(&proof).is_none_or(|known| known.ticket != credential.ticket) {
-                state.proofs.insert(proof, credential.clone());
+            proved = state.proofs.get(&proof).cloned();
+            if proved.as_ref().is_none_or(|known| known.ticket != credential.ticket) {
+                state.proofs.insert(proof.clone(), credential.clone());
                 changes.push(Change::Prove(sender.clone(), credential.clone()));
             }
             for (i, command) in commands.into_iter().enumerate() {
@@ -216,6 +218,11 @@ impl Outbox {
             for n in kept {
                 state.remove(&place, n);
             }
+            // It may not be in the file: what is kept next brings it again.
+            match proved {
+                Some(credential) => state.proofs.insert(proof, credential),
+                None => state.proofs.remove(&proof),
+            };
             return Err(refusal);
         }
         tracing::debug!(chat = %place.0, kept = kept.len(), answered = replies.len(), "queued");
@@ -318,10 +325,15 @@ impl Outbox {
                 let commands: Vec<Command> = waiting.take(BATCH).map(|waiting| waiting.command.clone()).collect();
                 (commands, state.proofs.get(&sender_key(&place.1)).cloned())
             };
-            let (Some(credential), Route::There(home)) = (credential, router.route(place.0.home())) else { break };
+            let Route::There(home) = router.route(place.0.home()) else { break };
             if commands.is_empty() {
                 break;
             }
+            let Some(credential) = credential else {
+                // Its write failed: the device brings it again.
+                rests = Some(Instant::now() + UNPROVED);
+                break;
+            };
             let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
             let expired = credential.ticket.expires <= self.clock.now();
             if let Err(refusal) = self.hand(&home, &credential, &place, commands).await {
