@@ -30,8 +30,8 @@ pub enum Content {
         of: Seq,
         text: String,
     },
-    /// Made by a newer version, or not by this library at all.
-    #[serde(skip)]
+    /// Made by a newer version, or not by this library at all: the bytes as they came. Kept as such in the device's store;
+    /// what comes after it here are kinds that were added later.
     Unknown(Vec<u8>),
 }
 
@@ -78,7 +78,8 @@ impl Content {
             Some((&FORMAT, rest)) => postcard::take_from_bytes(rest).ok().filter(|(_, rest)| rest.is_empty()),
             _ => None,
         };
-        decoded.map_or_else(|| Self::Unknown(bytes.to_vec()), |(content, _)| content)
+        let known = decoded.map(|(content, _)| content).filter(|content| !matches!(content, Self::Unknown(_)));
+        known.unwrap_or_else(|| Self::Unknown(bytes.to_vec()))
     }
 }
 
@@ -97,8 +98,13 @@ mod tests {
             Content::Unknown(b"something else".to_vec()),
             Content::Unknown(vec![1, 99]),
             Content::Unknown(vec![]),
+            // No message is written like this, whatever it would be read as.
+            Content::Unknown(vec![1, 4, 2, 7, 7]),
         ] {
             assert_eq!(Content::from_bytes(&content.to_bytes()), content);
+            // As the device's store keeps it.
+            let kept = postcard::to_stdvec(&content).unwrap();
+            assert_eq!(postcard::from_bytes::<Content>(&kept).unwrap(), content);
         }
     }
 }

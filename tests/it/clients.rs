@@ -34,6 +34,27 @@ async fn update(client: &Client, chat: &ChatId, change: Change) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_newer_kind_arrives_as_such_and_holds_nothing_up() -> Result<()> {
+    let lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let newer = Content::Unknown(vec![1, 99, 5]);
+    let sent = alice.send(&chat, newer.clone())?;
+    say(&alice, &chat, "after it").await?;
+    let mut events = bob.events()?;
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        if let Event::MessageReceived { message, .. } = event(&bob, &mut events).await? {
+            got.push(message.content);
+        }
+    }
+    ensure!(got == [newer, Content::text("after it")], "{got:?}");
+    alice.wait_for(sent, MessageState::Delivered, PATIENCE).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_offline_is_sent_once_there_is_a_relay() -> Result<()> {
     let mut lab = Lab::start().await?;
     let alice = lab.client("alice@eu/phone").await?;
