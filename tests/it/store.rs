@@ -165,6 +165,37 @@ async fn outcomes_stay_however_old_and_over_restarts() -> Result<()> {
     Ok(())
 }
 
+/// A device that was enrolled anew numbers anew what it does not know to be sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_under_an_earlier_enrolment_is_the_same_message() -> Result<()> {
+    let mut bench = Bench::new().await?;
+    bench.one(create()).await?;
+    let earlier = bench.run((2..=600).map(|n| send("alice", n)).collect()).await?;
+    // It knows that 2..=400 were sent.
+    let anew = |n: u64| {
+        let mut command = send("alice", n + 400);
+        (command.sender.enrolment, command.stamp.n) = (2, n);
+        command.stamp.previous = command.stamp.previous.filter(|_| n > 1);
+        command
+    };
+    let again: Vec<Command> = (1..=250).map(anew).collect();
+    for run in 0..3 {
+        let outcomes = bench.run(again.clone()).await?;
+        ensure!(outcomes[..200] == earlier[399..], "run {run}: those that were sent");
+        for (i, outcome) in outcomes[200..].iter().enumerate() {
+            ensure!(sent(outcome)? == 601 + i as u64, "run {run}: and those that were not");
+        }
+        ensure!(bench.log().await?.len() == 650, "run {run}: nothing doubled");
+        bench.restart().await?;
+    }
+    // What is late of the earlier enrolment is the same as well.
+    let mut late = anew(240);
+    (late.sender.enrolment, late.stamp.n, late.stamp.previous) = (1, 601, None);
+    bench.one(anew(251)).await?;
+    ensure!(sent(&bench.one(late).await?)? == 640, "as it was sent under the later one");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_void_stays_void_until_the_device_has_heard_of_it() -> Result<()> {
     let mut bench = Bench::new().await?;

@@ -16,6 +16,8 @@ pub enum Decision {
     Append(Box<Entry>),
     /// The number is decided to be nothing; durable before the answer.
     Void(Refusal),
+    /// The number is decided to be an entry that the device sent under another enrolment; durable before the answer.
+    Known { seq: Seq, at: UnixMillis },
     /// Nothing changes.
     Answer(Outcome),
 }
@@ -44,6 +46,10 @@ pub fn decide<V: View>(command: &Command, view: &V, now: UnixMillis) -> Result<D
             return Ok(Decision::Answer(answer));
         }
         Standing::New => {}
+    }
+    // A device that was enrolled anew numbers anew what it does not know to be sent; the answer may have got lost.
+    if let Some((seq, at)) = view.sent_before(command.stamp.id)? {
+        return Ok(Decision::Known { seq, at });
     }
     let body = match &command.action {
         Action::Create { kind, title, participants } => membership::create(command, *kind, title, participants, view)?,

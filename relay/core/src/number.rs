@@ -5,6 +5,9 @@
 //! nothing below (`oldest == n`): then all below were decided once, and only a home that lost its memory, or a refusal
 //! that could leave no trace, can stand below. A number that was decided is answered with what was decided.
 //!
+//! A device that is enrolled anew counts from 1, and begins with what it does not know to be sent. Its ids stay, and the home
+//! answers those that it has with where they stand.
+//!
 //! A stamp also names the id under `n − 1`. A phone that was restored from a backup numbers new messages as its lost
 //! future self did; the chain shows it at the first of them, so none overtakes another.
 

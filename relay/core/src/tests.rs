@@ -18,6 +18,8 @@ struct Home {
     log: Vec<Entry>,
     marks: HashMap<Sender, Mark>,
     voids: HashMap<(Sender, u64), Void>,
+    /// Numbers of what was sent under another enrolment.
+    known: HashMap<(Sender, u64), (MessageId, Seq, UnixMillis)>,
     clock: u64,
 }
 
@@ -42,12 +44,20 @@ impl View for HomeView<'_> {
         if let Some(void) = self.home.voids.get(&(self.sender.clone(), n)) {
             return Ok(Some(Decided { id: void.id, outcome: Outcome::Refused(void.refusal.clone()) }));
         }
+        if let Some((id, seq, at)) = self.home.known.get(&(self.sender.clone(), n)).copied() {
+            return Ok(Some(Decided { id, outcome: Outcome::Sent { seq, at } }));
+        }
         let entry = self
             .home
             .log
             .iter()
             .find(|e| e.n == n && e.from == self.sender.device && e.enrolment == self.sender.enrolment);
         Ok(entry.map(|e| Decided { id: e.id, outcome: Outcome::Sent { seq: e.seq, at: e.at } }))
+    }
+
+    fn sent_before(&self, id: MessageId) -> Result<Option<(Seq, UnixMillis)>, Infallible> {
+        let same = |e: &&Entry| e.id == id && e.from == self.sender.device && e.enrolment != self.sender.enrolment;
+        Ok(self.home.log.iter().find(same).map(|e| (e.seq, e.at)))
     }
 
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, Infallible> {
@@ -68,6 +78,11 @@ impl Home {
         let id = Some(command.stamp.id);
         match decision {
             Decision::Answer(outcome) => outcome,
+            Decision::Known { seq, at } => {
+                self.marks.insert(command.sender.clone(), Mark { n: command.stamp.n, id, last: mark.last });
+                self.known.insert((command.sender.clone(), command.stamp.n), (command.stamp.id, seq, at));
+                Outcome::Sent { seq, at }
+            }
             Decision::Void(refusal) => {
                 self.marks.insert(command.sender.clone(), Mark { n: command.stamp.n, id, last: mark.last });
                 let void = Void { id: command.stamp.id, refusal: refusal.clone() };

@@ -14,6 +14,8 @@ pub trait View {
     fn mark(&self) -> &Mark;
     /// What a number up to the mark was decided to be. None if its trace is gone.
     fn decided(&self, n: u64) -> Result<Option<Decided>, Self::Fault>;
+    /// Where the device's message with this id stands, if it was sent under another enrolment.
+    fn sent_before(&self, id: MessageId) -> Result<Option<(Seq, UnixMillis)>, Self::Fault>;
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, Self::Fault>;
     /// Whether the user was ever enrolled, as far as this relay can know.
     fn user_exists(&self, user: &UserId) -> Result<bool, Self::Fault>;

@@ -9,19 +9,24 @@ use godwit_core::{
     Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
     View, decide,
 };
-use godwit_wire::{ChatId, MessageId, Refusal, RegionId, Seq, UserId};
+use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, RegionId, Seq, UnixMillis, UserId};
 use redb::ReadableTable;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Marks are saved when they are this many entries behind, so a restart folds at most so many.
 pub(super) const MARK_LAG: u64 = 256;
+/// Of a device that was enrolled anew, so many of its first requests may be among as many of its latest entries: what was on
+/// its way when it was lost.
+const FORMER: usize = 1024;
 
 /// A chat in the writer's memory. Changed while a batch runs; dropped if the batch fails.
 #[derive(Debug)]
 pub(super) struct ChatState {
     pub(super) chat: Chat,
     senders: HashMap<Sender, SenderState>,
+    /// Of devices that were enrolled anew lately: where their latest entries stand.
+    former: HashMap<DeviceId, HashMap<MessageId, (Seq, UnixMillis)>>,
     /// Every entry up to here has its number saved; 0 before the first.
     marked: u64,
     /// On the dirty list.
@@ -35,7 +40,15 @@ pub(super) struct ChatState {
 impl ChatState {
     /// The copy of a chat whose home is another region: its numbers are no business of this one.
     pub(super) fn replica(chat: Chat, base: Option<Seq>) -> Self {
-        Self { chat, senders: HashMap::new(), marked: 0, dirty: false, base: base.map_or(0, Seq::get), used: 0 }
+        Self {
+            chat,
+            senders: HashMap::new(),
+            former: HashMap::new(),
+            marked: 0,
+            dirty: false,
+            base: base.map_or(0, Seq::get),
+            used: 0,
+        }
     }
 }
 
@@ -140,7 +153,8 @@ fn load(tables: &Tables<'_>, id: &ChatId, region: &RegionId) -> Result<Option<Ch
         return Ok(Some(ChatState { dirty, ..ChatState::replica(chat, tables.bases.record(&key)?) }));
     }
     let marked = cursor.marked.map_or(0, Seq::get);
-    let mut state = ChatState { chat, senders: HashMap::new(), marked, dirty, base: 0, used: 0 };
+    let mut state =
+        ChatState { chat, senders: HashMap::new(), former: HashMap::new(), marked, dirty, base: 0, used: 0 };
     if last.seq.get() > marked {
         let first = Seq::new(marked + 1).map_err(|_| StoreError::BadKey)?;
         let (start, end) = (keys::log(id, first), keys::log(id, last.seq));
@@ -183,6 +197,7 @@ struct CommandView<'a, 't> {
     command: &'a Command,
     chat: Option<&'a Chat>,
     mark: Mark,
+    former: Option<&'a HashMap<MessageId, (Seq, UnixMillis)>>,
 }
 
 impl CommandView<'_, '_> {
@@ -228,6 +243,10 @@ impl View for CommandView<'_, '_> {
             link = entry.previous;
         }
         Ok(None)
+    }
+
+    fn sent_before(&self, id: MessageId) -> Result<Option<(Seq, UnixMillis)>, StoreError> {
+        Ok(self.former.and_then(|former| former.get(&id)).copied())
     }
 
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, StoreError> {
@@ -283,6 +302,7 @@ fn run(
                     state.senders.insert(command.sender.clone(), sender);
                 }
             }
+            look_back(state, &batch.tables, command)?;
             state.senders.get(&command.sender).map(|s| s.mark).unwrap_or_default()
         }
     };
@@ -293,12 +313,62 @@ fn run(
         command,
         chat: state.as_deref().map(|s| &s.chat),
         mark,
+        former: state.as_deref().filter(|s| !s.former.is_empty()).and_then(|s| s.former.get(&command.sender.device)),
     };
     match decide(command, &view, batch.now)? {
         Decision::Answer(outcome) => Ok(outcome),
+        Decision::Known { seq, at } => known(command, seq, at, batch),
         Decision::Void(refusal) => void(command, refusal, batch),
         Decision::Append(entry) => append(command, *entry, batch, in_flight),
     }
+}
+
+/// Reads where the latest entries of a device stand that was enrolled anew: what it does not know to be sent comes first.
+fn look_back(state: &mut ChatState, tables: &Tables<'_>, command: &Command) -> Result<(), StoreError> {
+    let Sender { device, enrolment } = &command.sender;
+    if *enrolment <= 1 {
+        return Ok(());
+    }
+    if command.stamp.n > FORMER as u64 {
+        state.former.remove(device);
+        return Ok(());
+    }
+    if state.former.contains_key(device) || state.chat.participant(&device.user()).is_none() {
+        return Ok(());
+    }
+    let mut former = HashMap::new();
+    for enrolment in (1..=*enrolment).rev() {
+        let sender = Sender { device: device.clone(), enrolment };
+        let mut link = match state.senders.get(&sender) {
+            Some(known) => known.mark.last,
+            None => load_sender(tables, &state.chat.id, &sender)?.mark.last,
+        };
+        while let Some(Link { seq, .. }) = link.filter(|_| former.len() < FORMER) {
+            let entry: Option<Entry> = tables.log.record(&keys::log(&state.chat.id, seq))?;
+            let entry = entry.ok_or(StoreError::Inconsistent("a link to an entry that is not there"))?;
+            former.insert(entry.id, (entry.seq, entry.at));
+            link = entry.previous;
+        }
+    }
+    state.former.insert(device.clone(), former);
+    Ok(())
+}
+
+/// A number is that of an entry which its device sent under another enrolment.
+fn known(command: &Command, seq: Seq, at: UnixMillis, batch: &mut Batch<'_, '_>) -> Result<Outcome, StoreError> {
+    let stamp = &command.stamp;
+    let state = batch.chats.get(&batch.tables, &stamp.chat)?;
+    let state = state.ok_or(StoreError::Inconsistent("an entry without a chat"))?;
+    let sender = state.senders.entry(command.sender.clone()).or_default();
+    let key = |n: u64| Key::new().chat(&stamp.chat).sender(&command.sender).number(n).bytes();
+    let numbers = &mut batch.tables.numbers;
+    // The index must lead to the entries before it too.
+    if let (Some(id), Some(last)) = (sender.unsaved.take(), sender.mark.last) {
+        put(numbers, &key(last.n), &NumberRow::Entry { id, seq: last.seq })?;
+    }
+    put(numbers, &key(stamp.n), &NumberRow::Entry { id: stamp.id, seq })?;
+    sender.mark = Mark { n: stamp.n, id: Some(stamp.id), last: Some(Link { n: stamp.n, seq }) };
+    Ok(Outcome::Sent { seq, at })
 }
 
 fn void(command: &Command, refusal: Refusal, batch: &mut Batch<'_, '_>) -> Result<Outcome, StoreError> {
@@ -354,7 +424,8 @@ fn append(
         let (chat, applied) =
             Chat::created(id.clone(), &entry).ok_or(StoreError::Inconsistent("an entry without a chat"))?;
         let used = batch.chats.batch;
-        let state = ChatState { chat, senders: HashMap::new(), marked: 0, dirty: false, base: 0, used };
+        let state =
+            ChatState { chat, senders: HashMap::new(), former: HashMap::new(), marked: 0, dirty: false, base: 0, used };
         batch.chats.states.insert(id.clone(), state);
         applied
     };
@@ -362,6 +433,9 @@ fn append(
     let state = batch.chats.states.get_mut(id).expect("it was found or made above");
     for projection in projections {
         project(&projection, &state.chat, tables, batch.region)?;
+    }
+    if let Some(former) = state.former.get_mut(&entry.from) {
+        former.insert(entry.id, (entry.seq, entry.at));
     }
     let sender = state.senders.entry(command.sender.clone()).or_default();
     sender.mark = Mark { n: entry.n, id: Some(entry.id), last: Some(Link { n: entry.n, seq: entry.seq }) };
