@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// What the app asks of the connection and was not taken up, at most.
 const JOBS: usize = 64;
@@ -196,7 +197,9 @@ impl Client {
         let stop = CancellationToken::new();
         let first = lock(&home)?;
         let (owning, owner) = watch::channel(first.is_some());
-        let task = tokio::spawn(work(inner.clone(), queue, stop.clone(), first, owning));
+        // An app may have many.
+        let span = tracing::info_span!("client", device = %inner.device);
+        let task = tokio::spawn(work(inner.clone(), queue, stop.clone(), first, owning).instrument(span));
         Ok(Self { inner, jobs, stop, owner, task: Mutex::new(Some(task)) })
     }
 
@@ -457,7 +460,7 @@ impl Client {
     }
 
     /// The newest `limit` entries below `before` (of all, if none) that this user may see, ascending. What is not on
-    /// the device is fetched from the relay and kept.
+    /// the device is fetched from the relay and kept. What the device has not passed yet becomes an event first.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if something is missing and cannot be fetched. Cancel safe.

@@ -6,15 +6,18 @@
 //! - [`outbox`]: what is unsent
 //! - [`entries`]: chats and their logs
 //! - [`relays`]: which to try first
+//! - [`restored`]: what changes once a chat's home was restored from a backup
 //! - [`take`]: what the relay sent, and what becomes an event
 
 mod entries;
 mod outbox;
 mod relays;
+mod restored;
 mod take;
 
 pub(crate) use entries::{ChatRow, Fetch, Orders};
 pub(crate) use outbox::{Outgoing, Stored};
+pub(crate) use restored::Here;
 pub(crate) use take::{Incoming, Taken};
 
 use crate::error::Error;

@@ -189,6 +189,11 @@ impl Worker {
         Ok(self.inner.store().chat(chat)?.and_then(|row| row.position))
     }
 
+    /// Whether the home of this device's user decides in a chat, too: it has the log itself, and not a copy.
+    fn is_home_of(&self, chat: &ChatId) -> bool {
+        *chat.home() == self.inner.device.home()
+    }
+
     /// New sockets, and nothing known of the way to any relay.
     fn network_changed(&self) -> Result<(), Error> {
         self.inner.store().forget_round_trips()?;

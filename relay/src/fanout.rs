@@ -54,7 +54,7 @@ use pushes::Pushes;
 use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -150,6 +150,8 @@ pub(crate) struct Worker {
     deferred: HashMap<ChatId, Vec<Deferred>>,
     /// Chats that regions which went away had not taken, from where: the first is being read.
     untaken: VecDeque<(ChatId, Seq)>,
+    /// Regions that know what this store has, if it was restored.
+    met: HashSet<RegionId>,
     rows: Vec<InboxWrite>,
     /// Chats with rows being written, by ticket.
     begun: VecDeque<(u64, ChatId)>,
@@ -193,6 +195,7 @@ impl Worker {
             chats: HashMap::new(),
             deferred: HashMap::new(),
             untaken: VecDeque::new(),
+            met: HashSet::new(),
             rows: Vec::new(),
             begun: VecDeque::new(),
             moves: HashMap::new(),
@@ -361,6 +364,7 @@ impl Worker {
             Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
             Input::Lacks { region, chat, have } => self.lacks(&region, &chat, have),
             Input::Restored => self.ask_to_compare(),
+            Input::Met(region) => drop(self.met.insert(region)),
             Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
             Input::Floors { chat, floors } => self.floors(&chat, floors),
         }

@@ -183,7 +183,7 @@ impl Relay {
         let (known, has_met) = match &owner {
             Some(owner) => {
                 let since = revocations::forgotten_before(crypto.clock.now());
-                owner.store.read(move |store| Ok((store.revocations(since)?, store.has_met()?))).await?
+                owner.store.read(move |store| Ok((store.revocations(since)?, !store.all_met()?.is_empty()))).await?
             }
             None => (Vec::new(), false),
         };
@@ -266,6 +266,17 @@ impl Relay {
                 Some(store) => store.read(move |store| store.inbox(limit)).await,
                 None => Ok(Vec::new()),
             }
+        }
+    }
+
+    /// Copies the store to a new file, as `godwit store backup` does.
+    ///
+    /// # Errors
+    /// If there is such a file, or it cannot be written; at an edge, that there is no store.
+    pub async fn back_up(&self, to: PathBuf) -> Result<(), StoreError> {
+        match &self.edge.router.owner {
+            Some(owner) => owner.store.backup(to).await,
+            None => Err(StoreError::Missing(to)),
         }
     }
 

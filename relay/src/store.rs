@@ -40,6 +40,7 @@ use godwit_wire::frame::{HistoryPage, Range};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
 use redb::Database;
 use replica::Replicate;
+pub(crate) use restored::Met;
 use restored::{DropCopies, NoteMet};
 use std::fmt;
 use std::path::PathBuf;
@@ -194,7 +195,8 @@ pub struct Store {
     host: Host,
     in_flight: Arc<Semaphore>,
     in_flight_permits: u32,
-    generation: Arc<AtomicU64>,
+    generation: u64,
+    client_generation: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Store {
@@ -225,7 +227,8 @@ impl Store {
         metrics: Metrics,
     ) -> Result<OpenStore, StoreError> {
         let database = opener()?;
-        let generation = Arc::new(AtomicU64::new(file::generation(&database)?));
+        let generation = file::generation(&database)?;
+        let client_generation = Arc::new(AtomicU64::new(file::client_generation(&database)?));
         let region = file::region(&database)?;
         let shared = Arc::new(Shared {
             commit_micros: AtomicU32::new(0),
@@ -256,13 +259,19 @@ impl Store {
             .map_err(|source| StoreError::File { path: PathBuf::from("store thread"), source })?;
         let in_flight_permits = u32::try_from(limits.in_flight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         let in_flight = Arc::new(Semaphore::new(in_flight_permits as usize));
-        let store = Self { jobs, shared, host: host.clone(), in_flight, in_flight_permits, generation };
+        let store =
+            Self { jobs, shared, host: host.clone(), in_flight, in_flight_permits, generation, client_generation };
         Ok(OpenStore { store, committed, thread })
     }
 
     /// Changes when the store was restored from a backup.
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+        self.generation
+    }
+
+    /// Changes when clients are to compare what they have: this store was restored, or that of another region.
+    pub(crate) fn client_generation(&self) -> u64 {
+        self.client_generation.load(Ordering::Relaxed)
     }
 
     /// How long a commit took lately, its fsync included, in microseconds.
@@ -359,14 +368,14 @@ impl Store {
 
     /// Drops copies that are not what their home has. Clients that connect from now on compare what they have.
     pub(crate) async fn drop_copies(&self, chats: Vec<ChatId>) -> Result<(), Refusal> {
-        let generation = self.host.crypto.random_number();
-        self.write(DropCopies { chats, generation }).await?;
-        self.generation.store(generation, Ordering::Relaxed);
+        let comparison = self.host.crypto.random_number();
+        self.write(DropCopies { chats, comparison }).await?;
+        self.client_generation.store(self.generation ^ comparison, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Notes that this store and the one of another region agree, in a form that only the caller reads.
-    pub(crate) async fn note_met(&self, region: RegionId, met: String) -> Result<(), Refusal> {
+    /// Notes that this store and the one of another region agree.
+    pub(crate) async fn note_met(&self, region: RegionId, met: Met) -> Result<(), Refusal> {
         self.write(NoteMet { region, met }).await
     }
 

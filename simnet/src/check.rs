@@ -15,94 +15,24 @@
 //! [`Checker::verdict`] is safety, at any time; [`Checker::unsettled`] is what is still to come, which ends once faults
 //! have ended.
 
+mod log;
+mod restored;
+mod state;
+
+pub use log::{What, text};
+pub use restored::Heads;
+pub(crate) use restored::Past;
+
 use crate::report::{Delivery, Recorder};
 use crate::world::World;
 use anyhow::{Result, bail};
-use godwit_client::client::HistoryBody;
-use godwit_client::{
-    Change, ChatId, Content, DeviceId, Event, HistoryEntry, Member, MessageId, MessageState, Next, Seq, UserId,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use godwit_client::{ChatId, DeviceId, Event, HistoryEntry, MessageId, MessageState, Next, Seq};
+use log::{Fact, entry, key};
+use state::{DeviceLog, Fate, Loss, Put, State};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// Broken promises that are kept; the first is what matters.
 const MOST: usize = 20;
-
-/// What an entry says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    Message(String),
-    Created(Vec<Member>),
-    Updated(Change),
-    Redacted(Seq),
-}
-
-/// An entry of a chat's log, as somebody was told of it.
-#[derive(Clone, Debug)]
-struct Fact {
-    from: DeviceId,
-    what: What,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Fate {
-    /// Its device keeps it.
-    Open,
-    Sent(Seq),
-    Refused,
-    /// Its device lost it, or came back from before it: it may be in the log or not.
-    Unsure,
-}
-
-/// What an app gave to its client.
-#[derive(Clone, Debug)]
-struct Put {
-    device: DeviceId,
-    chat: ChatId,
-    what: What,
-    at: Duration,
-    fate: Fate,
-    told: MessageState,
-    /// Its device came back from a backup, or was enrolled anew, before it was sent.
-    may_renumber: bool,
-}
-
-/// What a device knows of a chat.
-#[derive(Clone, Debug, Default)]
-struct View {
-    last: u64,
-    seen: BTreeSet<u64>,
-    gaps: Vec<(u64, u64)>,
-    delivered: u64,
-    read: u64,
-}
-
-#[derive(Clone, Debug)]
-struct DeviceLog {
-    /// When it was enrolled on a home without a past.
-    since: Duration,
-    /// It came back from a backup, or was enrolled anew.
-    may_renumber: bool,
-    /// Events that were told, until they are acknowledged.
-    open: BTreeMap<i64, Event>,
-    acknowledged: i64,
-    chats: BTreeMap<ChatId, View>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    broken: Vec<String>,
-    chats: BTreeMap<ChatId, BTreeMap<u64, Fact>>,
-    puts: BTreeMap<MessageId, Put>,
-    /// Puts in the order in which they were made.
-    order: Vec<MessageId>,
-    /// Those that each device waits for.
-    open: BTreeMap<DeviceId, Vec<MessageId>>,
-    devices: BTreeMap<DeviceId, DeviceLog>,
-    backups: BTreeMap<DeviceId, (DeviceLog, usize)>,
-    told: u64,
-}
 
 /// What was promised and what was kept. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -114,175 +44,6 @@ pub struct Checker {
 
 fn number(seq: Option<Seq>) -> u64 {
     seq.map_or(0, Seq::get)
-}
-
-/// The chat, seq and entry of an event that has one.
-fn entry(event: &Event) -> Option<(&ChatId, Seq, Fact)> {
-    let (chat, seq, from, what) = match event {
-        Event::MessageReceived { chat, message } => {
-            let text = message.content.as_text().unwrap_or("?").to_owned();
-            (chat, message.seq, &message.from, What::Message(text))
-        }
-        Event::ChatCreated { chat, origin, participants, .. } => {
-            (chat, origin.seq, &origin.from, What::Created(participants.clone()))
-        }
-        Event::ChatUpdated { chat, origin, change } => (chat, origin.seq, &origin.from, What::Updated(change.clone())),
-        Event::Redacted { chat, origin, of } => (chat, origin.seq, &origin.from, What::Redacted(*of)),
-        Event::ReceiptUpdated { .. } | Event::HistoryGap { .. } | Event::ConnectionChanged(_) => return None,
-    };
-    Some((chat, seq, Fact { from: from.clone(), what }))
-}
-
-/// From where to where each user was in a chat, as its log says; open ends reach beyond it.
-#[derive(Debug, Default)]
-struct Membership(BTreeMap<UserId, Vec<(u64, u64)>>);
-
-impl Membership {
-    fn of(log: &BTreeMap<u64, Fact>) -> Self {
-        let mut all = Self::default();
-        for (seq, fact) in log {
-            match &fact.what {
-                What::Created(members) => members.iter().for_each(|member| all.enter(&member.user, *seq)),
-                What::Updated(Change::Add(members)) => members.iter().for_each(|member| all.enter(&member.user, *seq)),
-                What::Updated(Change::Remove(user)) => all.leave(user, *seq),
-                What::Updated(Change::Leave) => all.leave(&fact.from.user(), *seq),
-                _ => {}
-            }
-        }
-        all
-    }
-
-    fn enter(&mut self, user: &UserId, seq: u64) {
-        let times = self.0.entry(user.clone()).or_default();
-        if times.last().is_none_or(|(_, to)| *to != u64::MAX) {
-            times.push((seq, u64::MAX));
-        }
-    }
-
-    fn leave(&mut self, user: &UserId, seq: u64) {
-        if let Some((_, to)) = self.0.get_mut(user).and_then(|times| times.last_mut()).filter(|(_, to)| *to == u64::MAX)
-        {
-            *to = seq;
-        }
-    }
-
-    /// Whether the entry at `seq` is for the user.
-    fn sees(&self, user: &UserId, seq: u64) -> bool {
-        self.0.get(user).is_some_and(|times| times.iter().any(|(from, to)| (*from..=*to).contains(&seq)))
-    }
-}
-
-impl State {
-    fn fact(&mut self, chat: &ChatId, seq: Seq, fact: Fact, who: &DeviceId) -> Result<(), String> {
-        let log = self.chats.entry(chat.clone()).or_default();
-        let known = log.entry(seq.get()).or_insert_with(|| fact.clone());
-        if known.what == fact.what && known.from == fact.from {
-            return Ok(());
-        }
-        Err(format!("one order: {chat} #{seq} is {known:?}, and {who} was told {fact:?}"))
-    }
-
-    fn unsettled(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for put in self.puts.values().filter(|put| put.fate == Fate::Open) {
-            all.push(format!("liveness: {} waits for {:?} in {} to be sent", put.device, put.what, put.chat));
-        }
-        for (chat, log) in &self.chats {
-            let members = Membership::of(log);
-            let erased = erased(log);
-            for (device, own) in &self.devices {
-                let view = own.chats.get(chat);
-                for (seq, fact) in log {
-                    let mine = fact.from == *device || !members.sees(&device.user(), *seq) || erased.contains(seq);
-                    if mine || view.is_some_and(|view| view.has(*seq)) || !self.owed(own, view, chat, *seq) {
-                        continue;
-                    }
-                    all.push(format!("liveness: {device} has not got {chat} #{seq}, {fact:?}"));
-                }
-            }
-        }
-        all
-    }
-
-    /// Whether a device must get an entry: of a chat that it began before, or that was put in after it was enrolled.
-    fn owed(&self, device: &DeviceLog, view: Option<&View>, chat: &ChatId, seq: u64) -> bool {
-        let begun = view.and_then(|view| view.seen.first()).is_some_and(|first| seq > *first);
-        let is_it = |put: &&Put| put.chat == *chat && matches!(put.fate, Fate::Sent(sent) if sent.get() == seq);
-        begun || self.puts.values().find(is_it).is_some_and(|put| put.at > device.since)
-    }
-
-    /// What can be said once all is settled.
-    fn settled(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        for (chat, log) in &self.chats {
-            let members = Membership::of(log);
-            for (device, own) in &self.devices {
-                let Some(view) = own.chats.get(chat) else { continue };
-                for seq in view.seen.iter().filter(|seq| !members.sees(&device.user(), **seq)) {
-                    all.push(format!("rights: {device} was told {chat} #{seq}, when its user was not in it"));
-                }
-                let head = log.last_key_value().map_or(0, |(seq, _)| *seq);
-                if view.delivered.max(view.read) > head {
-                    let View { delivered, read, .. } = view;
-                    all.push(format!("receipts: {device}, {chat}: {delivered}/{read}, the log ends at {head}"));
-                }
-            }
-            let mut places: BTreeMap<&str, u64> = BTreeMap::new();
-            for (seq, fact) in log {
-                if let What::Message(text) = &fact.what
-                    && let Some(before) = places.insert(text, *seq)
-                {
-                    all.push(format!("doubled: {text:?} is {chat} #{before} and #{seq}"));
-                }
-            }
-        }
-        let mut last: BTreeMap<(&DeviceId, &ChatId), (Seq, &What)> = BTreeMap::new();
-        for put in self.order.iter().filter_map(|id| self.puts.get(id)) {
-            let Fate::Sent(seq) = put.fate else { continue };
-            match self.chats.get(&put.chat).and_then(|log| log.get(&seq.get())) {
-                Some(fact) if fact.from == put.device => {}
-                other => {
-                    all.push(format!(
-                        "lost: {} was told that {:?} is #{seq}, which is {other:?}",
-                        put.device, put.what
-                    ));
-                }
-            }
-            if let Some((before, what)) = last.insert((&put.device, &put.chat), (seq, &put.what))
-                && before > seq
-            {
-                all.push(format!(
-                    "order: {} sent {:?} after {what:?}, and they are #{seq}, #{before}",
-                    put.device, put.what
-                ));
-            }
-        }
-        all
-    }
-}
-
-fn erased(log: &BTreeMap<u64, Fact>) -> BTreeSet<u64> {
-    let of = |fact: &Fact| if let What::Redacted(of) = fact.what { Some(of.get()) } else { None };
-    log.values().filter_map(of).collect()
-}
-
-impl View {
-    fn has(&self, seq: u64) -> bool {
-        self.seen.contains(&seq) || self.gaps.iter().any(|(from, to)| (*from..=*to).contains(&seq))
-    }
-
-    /// An error says what is broken.
-    fn take(&mut self, seq: u64) -> Result<(), String> {
-        if self.seen.contains(&seq) {
-            return Err(format!("doubled: #{seq} is told twice"));
-        }
-        if seq <= self.last {
-            return Err(format!("order: #{seq} is told after #{}", self.last));
-        }
-        self.last = seq;
-        self.seen.insert(seq);
-        Ok(())
-    }
 }
 
 impl Checker {
@@ -311,10 +72,9 @@ impl Checker {
 
     /// A device was enrolled on a home without a past.
     pub fn enrolled(&self, device: &DeviceId) {
-        let since = self.world.now();
-        let log =
-            DeviceLog { since, may_renumber: false, open: BTreeMap::new(), acknowledged: 0, chats: BTreeMap::new() };
-        self.state().devices.insert(device.clone(), log);
+        let mut state = self.state();
+        let log = DeviceLog { since: self.world.now(), doubts: state.doubts.clone(), ..DeviceLog::default() };
+        state.devices.insert(device.clone(), log);
     }
 
     /// A copy of a device's home was made.
@@ -332,7 +92,11 @@ impl Checker {
 
     /// A device was enrolled anew on the home that it has: what waited at a relay for its old enrolment is its own again.
     pub fn renewed(&self, device: &DeviceId) {
-        self.state().may_renumber(device);
+        let (now, mut state) = (self.world.now(), self.state());
+        state.may_renumber(device);
+        state.enrolled.insert(device.clone(), now);
+        // It holds a certificate that is not good any more.
+        state.backups.remove(device);
     }
 
     /// A device's home is gone.
@@ -360,15 +124,12 @@ impl Checker {
         for pair in entries.windows(2).filter(|pair| pair[0].seq >= pair[1].seq) {
             faults.push(format!("order: {device} reads {chat} #{} before #{}", pair[0].seq, pair[1].seq));
         }
-        for entry in entries {
-            let what = match &entry.what {
-                HistoryBody::Message(content) => text(content),
-                HistoryBody::Created { participants, .. } => What::Created(participants.clone()),
-                HistoryBody::Updated(change) => What::Updated(change.clone()),
-                HistoryBody::Redaction { of } => What::Redacted(*of),
-                HistoryBody::Redacted | HistoryBody::Unknown => continue,
-            };
-            faults.extend(state.fact(chat, entry.seq, Fact { from: entry.from.clone(), what }, device).err());
+        let is_doubtful = state.devices.get(device).is_some_and(|log| log.doubts(chat));
+        for entry in entries.iter().filter(|_| !is_doubtful) {
+            match Fact::of_history(entry) {
+                Some(fact) => faults.extend(state.fact(chat, entry.seq, fact, device).err()),
+                None => drop(state.blank.insert((chat.clone(), entry.seq.get()))),
+            }
         }
         self.fault(state, faults);
     }
@@ -391,7 +152,17 @@ impl Checker {
         let (device, chat) = (device.clone(), chat.clone());
         let may_renumber = state.devices.get(&device).is_some_and(|log| log.may_renumber);
         let told = MessageState::Pending;
-        let put = Put { device: device.clone(), chat, what, at, fate: Fate::Open, told, may_renumber };
+        let put = Put {
+            device: device.clone(),
+            chat,
+            what,
+            at,
+            fate: Fate::Open,
+            told,
+            may_renumber,
+            is_kept: true,
+            loss: Loss::None,
+        };
         state.puts.insert(id, put);
         state.order.push(id);
         state.open.entry(device).or_default().push(id);
@@ -403,7 +174,7 @@ impl Checker {
         let State { open, puts, .. } = &mut *state;
         let Some(open) = open.get_mut(device) else { return Vec::new() };
         open.retain(|put| puts.get(put).is_some_and(|put| put.fate == Fate::Open));
-        open.clone()
+        open.iter().filter(|put| puts.get(put).is_some_and(|put| put.loss != Loss::OnHold)).copied().collect()
     }
 
     /// What a client says of something that was put in.
@@ -421,7 +192,10 @@ impl Checker {
         }
         if let Some(seq) = seq.filter(|_| told >= MessageState::Sent) {
             put.fate = Fate::Sent(seq);
-            faults.extend(state.fact(&chat, seq, Fact { from: device.clone(), what: what.clone() }, device).err());
+            let is_doubtful = state.devices.get(device).is_some_and(|log| log.doubts(&chat));
+            if !is_doubtful {
+                faults.extend(state.fact(&chat, seq, Fact { from: device.clone(), what: what.clone() }, device).err());
+            }
         }
         drop(state);
         if told != before {
@@ -466,6 +240,7 @@ impl Checker {
         }
         let Some(log) = state.devices.get_mut(device) else { return };
         match &next.event {
+            Event::ReceiptUpdated { chat, .. } if log.doubts(chat) || log.doubts_home(device) => {}
             Event::ReceiptUpdated { chat, receipt } => {
                 let view = log.chats.entry(chat.clone()).or_default();
                 let (delivered, read) = (number(receipt.delivered), number(receipt.read));
@@ -484,14 +259,19 @@ impl Checker {
             }
             event => {
                 if let Some((chat, seq, fact)) = entry(event) {
-                    let view = log.chats.entry(chat.clone()).or_default();
-                    faults.extend(
-                        view.take(seq.get()).map_err(|fault| format!("{fault}, {device} in {chat}: {fact:?}")).err(),
-                    );
+                    if !log.told.insert(key(chat, &fact)) && matches!(fact.what, What::Message(_)) {
+                        faults.push(format!("doubled: {device} is told {:?} of {chat} twice", fact.what));
+                    }
                     if fact.from == *device {
                         faults.push(format!("doubled: {device} is told its own {fact:?}"));
                     }
-                    faults.extend(state.fact(chat, seq, fact, device).err());
+                    if log.doubts(chat) {
+                        log.doubtful.push((chat.clone(), seq, fact));
+                    } else {
+                        let taken = log.chats.entry(chat.clone()).or_default().take(seq.get());
+                        let taken = taken.map_err(|fault| format!("{fault}, {device} in {chat}: {fact:?}"));
+                        faults.extend(taken.and_then(|()| state.fact(chat, seq, fact, device)).err());
+                    }
                 }
             }
         }
@@ -543,31 +323,4 @@ impl Checker {
         }
         bail!("{}", state.broken.join("\n"))
     }
-}
-
-impl State {
-    fn may_renumber(&mut self, device: &DeviceId) {
-        if let Some(log) = self.devices.get_mut(device) {
-            log.may_renumber = true;
-        }
-        for put in self.puts.values_mut().filter(|put| put.device == *device) {
-            put.may_renumber = true;
-        }
-    }
-
-    /// What a device put in from so many puts on is not in its home any more.
-    fn forget_puts(&mut self, device: &DeviceId, from: usize) {
-        for id in &self.order[from..] {
-            if let Some(put) = self.puts.get_mut(id).filter(|put| put.device == *device)
-                && put.fate == Fate::Open
-            {
-                put.fate = Fate::Unsure;
-            }
-        }
-    }
-}
-
-/// The text of a content, as the checker compares it.
-pub fn text(content: &Content) -> What {
-    What::Message(content.as_text().unwrap_or("?").to_owned())
 }

@@ -125,6 +125,10 @@ pub enum RelayFault {
     Clock {
         millis: i64,
     },
+    /// A copy of its store's file is made, to come back to.
+    BackUp,
+    /// It loses power, and its store is the copy that was made.
+    Restore,
 }
 
 /// Nothing passes from one to the other: relays, devices, users (their devices) or regions (their relays).

@@ -1,6 +1,7 @@
 //! Plays a plan: people act, things go wrong, then everything heals, and all must have arrived.
 
-use crate::check::What as Said;
+use crate::check::{Heads, Past, What as Said};
+use crate::disk::Unsynced;
 use crate::plan::{Action, Cut, DeviceFault, Plan, RelayFault, Step, What};
 use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
@@ -19,6 +20,10 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_millis(500);
 /// An app takes so long, at most, between an event and its acknowledgement.
 const SLOWEST_APP: Duration = Duration::from_millis(30);
+/// After this, clients have compared what they have with a store that was restored.
+const COMPARED: Duration = Duration::from_mins(2);
+/// A chat's whole past, read in one.
+const ALL: usize = 100_000;
 /// How often it is looked whether all has arrived.
 const SETTLING: Duration = Duration::from_secs(1);
 /// How often a report looks at what waits, over the time line.
@@ -30,6 +35,8 @@ struct Player {
     sim: Sim,
     chats: RefCell<BTreeMap<String, ChatId>>,
     messages: Cell<u64>,
+    /// Copies of stores, by relay.
+    stores: RefCell<BTreeMap<String, (Vec<u8>, Heads)>>,
     /// Hosts to which something happens now.
     busy: RefCell<BTreeSet<String>>,
     /// All that went wrong ends.
@@ -47,12 +54,17 @@ pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
             sim,
             chats: RefCell::default(),
             messages: Cell::new(0),
+            stores: RefCell::default(),
             busy: RefCell::default(),
             healed: CancellationToken::new(),
         });
         player.play(&plan).await
     })?;
     Ok(ran)
+}
+
+fn region_of(relay: &str) -> &str {
+    relay.split_once('/').map_or(relay, |(region, _)| region)
 }
 
 fn access(name: &str) -> Result<Access> {
@@ -132,6 +144,11 @@ impl Player {
 
     async fn settle(&self, plan: &Plan) -> Result<()> {
         let deadline = self.sim.now() + plan.settles;
+        let doubtful = self.sim.checker().doubtful_chats();
+        if !doubtful.is_empty() {
+            self.sim.sleep(COMPARED).await;
+            self.sim.checker().compared(&self.pasts(&doubtful).await);
+        }
         loop {
             let mut waits = self.sim.checker().unsettled();
             for relay in self.sim.relays() {
@@ -157,6 +174,21 @@ impl Player {
             self.sim.checker().broken(format!("expected: apps are told at least {least} events, and were told {told}"));
         }
         Ok(())
+    }
+
+    /// What each device says of chats, as far as it has a part in them.
+    async fn pasts(&self, chats: &[ChatId]) -> Vec<Past> {
+        let mut pasts = Vec::new();
+        for device in self.sim.devices() {
+            let Some(client) = self.sim.client(device.as_str()) else { continue };
+            for chat in chats {
+                match client.history(chat, None, ALL).await {
+                    Ok(entries) => pasts.push((device.clone(), chat.clone(), entries)),
+                    Err(error) => self.sim.world().note(&format!("{device} cannot read {chat}: {error}")),
+                }
+            }
+        }
+        pasts
     }
 
     async fn step(self: &Rc<Self>, step: &Step) -> Result<()> {
@@ -252,6 +284,22 @@ impl Player {
                 sim.slow_disk(relay, Duration::from_millis(*sync_millis))?;
                 self.lasts(lasts).await;
                 sim.slow_disk(relay, crate::disk::SYNC)
+            }
+            RelayFault::BackUp => {
+                let heads = sim.checker().heads(region_of(relay));
+                match sim.back_up(relay).await {
+                    Ok(store) => drop(self.stores.borrow_mut().insert(relay.to_owned(), (store, heads))),
+                    Err(error) => sim.world().note(&format!("{relay} is not backed up: {error}")),
+                }
+                Ok(())
+            }
+            RelayFault::Restore => {
+                let Some((store, heads)) = self.stores.borrow().get(relay).cloned() else { return Ok(()) };
+                sim.crash(relay, Unsynced::Lost)?;
+                self.lasts(lasts).await;
+                sim.restore(relay, store)?;
+                sim.checker().store_restored(region_of(relay), &heads);
+                sim.start(relay).await
             }
             RelayFault::Clock { millis } => {
                 sim.set_clock(relay, *millis)?;

@@ -6,8 +6,9 @@ use crate::order::Order;
 use godwit_wire::entry::{ChatKind, EntryBody, Known, LogEntry, Member, Role, Title};
 use godwit_wire::frame::{HistoryPage, Receipt, SeqRange};
 use godwit_wire::{ChatId, MessageId, Seq, UnixMillis};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use std::collections::HashMap;
+use uuid::Uuid;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChatRow {
@@ -49,6 +50,10 @@ fn role_of(number: i64) -> Role {
 
 pub(super) fn seq_of(value: i64) -> Option<Seq> {
     Seq::new(uint(value)).ok()
+}
+
+pub(super) fn at_of(value: i64) -> UnixMillis {
+    UnixMillis(uint(value))
 }
 
 impl Store {
@@ -141,58 +146,24 @@ impl Store {
         decode_entry(columns).ok_or_else(|| Error::Corrupt { path: self.path.clone(), what: format!("entry {seq}") })
     }
 
-    /// Keeps a page of older history, which makes no events.
+    /// Keeps a page of older history, which makes no events: as far as this device has passed the chat. What is beyond
+    /// becomes an event first.
     pub(crate) fn keep_page(&mut self, chat: &ChatId, page: &HistoryPage) -> Result<(), Error> {
-        let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        for entry in &page.entries {
-            put_entry(&txn, &chat.to_string(), entry)?;
+        let (text, txn) = (chat.to_string(), self.db.transaction_with_behavior(TransactionBehavior::Immediate)?);
+        let position: Option<i64> =
+            txn.query_row("SELECT position FROM chats WHERE chat = ?1", [&text], |row| row.get(0)).optional()?;
+        let Some(position) = position.and_then(seq_of) else { return Ok(()) };
+        for entry in page.entries.iter().filter(|entry| entry.seq <= position) {
+            put_entry(&txn, &text, entry)?;
         }
-        for range in &page.hidden {
-            put_hole(&txn, &chat.to_string(), *range, true)?;
+        for range in page.hidden.iter().filter(|range| range.from <= position) {
+            put_hole(&txn, &text, SeqRange { from: range.from, to: range.to.min(position) }, true)?;
         }
-        Ok(txn.commit()?)
-    }
-
-    /// The home's log was cut back to `head` by a restore: what was beyond it is not there any more, and what this
-    /// device had sent there is sent again.
-    pub(crate) fn cut_back(&mut self, chat: &ChatId, head: Option<Seq>) -> Result<(), Error> {
-        let (text, head) = (chat.to_string(), head.map_or(0, |head| int(head.get())));
-        let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        // The app was told of these, and is not told again when they come under another seq.
-        txn.execute(
-            "INSERT OR IGNORE INTO seen (chat, id) SELECT chat, id FROM entries
-             WHERE chat = ?1 AND seq > ?2 AND seq <= (SELECT position FROM chats WHERE chat = ?1)",
-            params![text, head],
-        )?;
-        txn.execute("DELETE FROM entries WHERE chat = ?1 AND seq > ?2", params![text, head])?;
-        txn.execute("DELETE FROM holes WHERE chat = ?1 AND last > ?2", params![text, head])?;
-        txn.execute("UPDATE chats SET position = min(position, ?2) WHERE chat = ?1", params![text, head])?;
-        txn.execute(
-            "UPDATE outbox SET state = 0, seq = NULL, at = NULL WHERE chat = ?1 AND state = 2 AND seq > ?2
-             AND length(request) > 0",
-            params![text, head],
-        )?;
         Ok(txn.commit()?)
     }
 
     pub(crate) fn order(&self, chat: &ChatId) -> Result<Option<Order>, Error> {
         load_order(&self.db, chat)
-    }
-
-    /// Entries of a chat up to `last`, ascending, with their ids.
-    pub(crate) fn entry_ids(&self, chat: &ChatId, last: Seq) -> Result<Vec<(Seq, MessageId)>, Error> {
-        let sql = "SELECT seq, id FROM entries WHERE chat = ?1 AND seq <= ?2 ORDER BY seq";
-        let mut query = self.db.prepare_cached(sql)?;
-        let rows = query.query_map(params![chat.to_string(), int(last.get())], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
-        })?;
-        let mut ids = Vec::new();
-        for row in rows {
-            let (seq, id) = row?;
-            let id = uuid::Uuid::from_slice(&id).ok().map(MessageId);
-            ids.extend(seq_of(seq).zip(id));
-        }
-        Ok(ids)
     }
 
     /// Notes what the user has read on this device.
@@ -320,9 +291,9 @@ pub(super) fn entry_columns(row: &Row<'_>) -> rusqlite::Result<EntryColumns> {
 pub(super) fn decode_entry((seq, at, sender, id, body): EntryColumns) -> Option<LogEntry> {
     Some(LogEntry {
         seq: seq_of(seq)?,
-        at: UnixMillis(uint(at)),
+        at: at_of(at),
         from: sender.parse().ok()?,
-        id: MessageId(uuid::Uuid::from_bytes(id)),
+        id: MessageId(Uuid::from_bytes(id)),
         body: postcard::from_bytes(&body).ok()?,
     })
 }
@@ -376,4 +347,46 @@ pub(super) fn put_hole(txn: &Connection, chat: &str, range: SeqRange, pushed: bo
     )?
     .execute(params![chat, int(range.from.get()), int(range.to.get()), i64::from(pushed)])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::store::Incoming;
+    use godwit_wire::entry::Content;
+    use godwit_wire::{DeviceId, limits};
+
+    #[test]
+    fn what_was_read_back_before_it_was_told_is_told_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, author): (DeviceId, DeviceId) = ("bob@eu/phone".parse().unwrap(), "alice@eu/phone".parse().unwrap());
+        let chat: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let member = |device: &DeviceId| Member { user: device.user(), role: Role::Member };
+        let entry = |n: u64, body: EntryBody| LogEntry {
+            seq: Seq::new(n).unwrap(),
+            at: UnixMillis(n),
+            from: author.clone(),
+            id: MessageId(Uuid::from_u128(u128::from(n))),
+            body: Known::Yes(body),
+        };
+        let participants = vec![member(&author), member(&own)];
+        let created = EntryBody::Created { kind: ChatKind::Group, title: Title::default(), participants };
+        let said = EntryBody::Message { content: Content(vec![1].into()), blobs: Vec::new() };
+        let (first, second) = (entry(1, created), entry(2, said));
+        let mut store = Store::open(folder.path(), &Host::system(), true).unwrap();
+        let take = |store: &mut Store, entry: &LogEntry| {
+            let items = vec![Incoming::Entry { chat: chat.clone(), entry: entry.clone() }];
+            store.take(&own, &mut Orders::new(), items).unwrap();
+        };
+        take(&mut store, &first);
+        let page = HistoryPage { entries: vec![first, second.clone()], hidden: Vec::new(), head: Seq::new(2).unwrap() };
+        store.keep_page(&chat, &page).unwrap();
+        // The app was killed between the two.
+        let mut store = Store::open(folder.path(), &Host::system(), false).unwrap();
+        take(&mut store, &second);
+        let told = store.events(0).unwrap();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!(store.history(&chat, None, limits::PAGE_ENTRIES).unwrap().0.len(), 2);
+    }
 }

@@ -72,7 +72,8 @@ pub(super) fn renumber_all(txn: &Connection) -> Result<(), Error> {
 }
 
 fn renumber(txn: &Connection, chat: &str, from: u64, first: u64) -> Result<(), Error> {
-    let mut query = txn.prepare("SELECT local FROM outbox WHERE chat = ?1 AND state < ?2 AND n >= ?3 ORDER BY n")?;
+    let mut query =
+        txn.prepare("SELECT local FROM outbox WHERE chat = ?1 AND state < ?2 AND n >= ?3 ORDER BY n, local")?;
     let rows: Vec<i64> =
         query.query_map(params![chat, SENT, int(from)], |row| row.get(0))?.collect::<Result<_, _>>()?;
     let mut next = first;
@@ -87,29 +88,49 @@ fn renumber(txn: &Connection, chat: &str, from: u64, first: u64) -> Result<(), E
     Ok(())
 }
 
+/// What was sent under an earlier enrolment and waits again gets numbers of this one: behind the others, or before them in a
+/// chat that is made anew, which they need.
+pub(super) fn number_again(txn: &Connection, chat: &str, made_anew: bool) -> Result<(), Error> {
+    let older = "SELECT EXISTS (SELECT 1 FROM outbox WHERE chat = ?1 AND state < ?2 AND n = 0)";
+    if !txn.query_row(older, params![chat, SENT], |row| row.get(0))? {
+        return Ok(());
+    }
+    if made_anew {
+        return renumber(txn, chat, 0, 1);
+    }
+    let mut query = txn.prepare("SELECT local FROM outbox WHERE chat = ?1 AND state < ?2 AND n = 0 ORDER BY local")?;
+    for local in query.query_map(params![chat, SENT], |row| row.get::<_, i64>(0))?.collect::<Result<Vec<_>, _>>()? {
+        let next = take_numbers(txn, chat, 1)?;
+        txn.execute("UPDATE outbox SET n = ?2 WHERE local = ?1", params![local, int(next)])?;
+    }
+    Ok(())
+}
+
+/// Takes the next numbers of a chat; gives the first.
+fn take_numbers(txn: &Connection, chat: &str, count: usize) -> Result<u64, Error> {
+    let after: i64 = txn
+        .prepare_cached(
+            "INSERT INTO numbers (chat, next) VALUES (?1, 1 + ?2)
+             ON CONFLICT (chat) DO UPDATE SET next = next + ?2 RETURNING next",
+        )?
+        .query_row(params![chat, i64::try_from(count).unwrap_or(i64::MAX)], |row| row.get(0))?;
+    Ok(uint(after) - count as u64)
+}
+
 impl Store {
     /// Numbers and keeps outgoing requests of one chat, all or none. Durable when this returns.
     pub(crate) fn put(&mut self, chat: &ChatId, outgoing: &[Outgoing]) -> Result<Vec<MessageId>, Error> {
         let text = chat.to_string();
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let next: Option<i64> = txn
-            .prepare_cached("SELECT next FROM numbers WHERE chat = ?1")?
-            .query_row([&text], |row| row.get(0))
-            .optional()?;
-        let mut next = next.map_or(1, uint);
+        let first = take_numbers(&txn, &text, outgoing.len())?;
         let mut ids = Vec::with_capacity(outgoing.len());
-        for one in outgoing {
+        for (n, one) in (first..).zip(outgoing) {
             let id = MessageId(fresh_id(&self.crypto));
             let request = postcard::to_stdvec(one).map_err(|error| Error::Invalid(error.to_string()))?;
             txn.prepare_cached("INSERT INTO outbox (chat, n, id, request, state) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![text, int(next), id.0.as_bytes(), request, PENDING])?;
-            next += 1;
+                .execute(params![text, int(n), id.0.as_bytes(), request, PENDING])?;
             ids.push(id);
         }
-        txn.prepare_cached(
-            "INSERT INTO numbers (chat, next) VALUES (?1, ?2) ON CONFLICT (chat) DO UPDATE SET next = ?2",
-        )?
-        .execute(params![text, int(next)])?;
         txn.commit()?;
         Ok(ids)
     }
@@ -210,11 +231,9 @@ impl Store {
 
     /// A lasting refusal: the number is decided, and nothing is sent under it any more.
     pub(crate) fn set_refused(&self, id: MessageId, refusal: &Refusal) -> Result<(), Error> {
-        let bytes = postcard::to_stdvec(refusal).map_err(|error| Error::Invalid(error.to_string()))?;
-        self.db.execute(
-            "UPDATE outbox SET state = ?2, refusal = ?3 WHERE id = ?1 AND state < ?4",
-            params![id.0.as_bytes(), REFUSED, bytes, SENT],
-        )?;
+        if let Some((_, Stored::Pending | Stored::Queued)) = self.stored(id)? {
+            set_refused(&self.db, id, refusal)?;
+        }
         Ok(())
     }
 
@@ -225,6 +244,14 @@ impl Store {
         renumber(&txn, &chat.to_string(), from, next)?;
         Ok(txn.commit()?)
     }
+}
+
+/// A request will never be sent.
+pub(super) fn set_refused(txn: &Connection, id: MessageId, refusal: &Refusal) -> Result<(), Error> {
+    let bytes = postcard::to_stdvec(refusal).map_err(|error| Error::Invalid(error.to_string()))?;
+    let sql = "UPDATE outbox SET state = ?2, seq = NULL, at = NULL, refusal = ?3 WHERE id = ?1";
+    txn.execute(sql, params![id.0.as_bytes(), REFUSED, bytes])?;
+    Ok(())
 }
 
 /// Notes that a request was sent, if it was not yet. Gives what it was.

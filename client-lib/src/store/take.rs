@@ -63,7 +63,7 @@ pub(crate) struct Taken {
     /// Chats of which more must be asked: they were unknown, or the user came into the middle of them.
     pub(crate) unknown: HashSet<ChatId>,
     /// Entries that came are not those that are here under the same seq: what is here is of a past that is no more, from
-    /// this one on at the latest.
+    /// this one on at the latest. What came of their chats after it was not taken.
     pub(crate) strange: HashMap<ChatId, Seq>,
 }
 
@@ -155,8 +155,10 @@ impl Taking<'_> {
             };
             self.insert_chat(chat, kind, &title, None, entry.seq.prev())?;
         }
-        let before = self.position(chat)?;
-        let Some(order) = self.order(chat)? else { return Ok(()) };
+        let (before, is_strange) = (self.position(chat)?, self.is_strange(chat));
+        let Some(order) = self.order(chat)?.filter(|order| !is_strange || order.holds(entry.seq)) else {
+            return Ok(());
+        };
         if !order.take(entry.seq) {
             return self.again(chat, entry, pushed);
         }
@@ -164,14 +166,19 @@ impl Taking<'_> {
         self.advance(chat, before)
     }
 
+    /// Nothing is taken on top of what is not the relay's, until the two were compared.
+    fn is_strange(&self, chat: &ChatId) -> bool {
+        self.taken.strange.contains_key(chat)
+    }
+
     /// An entry came that counts as held: it should be the same.
     fn again(&mut self, chat: &ChatId, entry: &LogEntry, pushed: bool) -> Result<(), Error> {
         let (text, seq) = (chat.to_string(), int(entry.seq.get()));
-        let sql = "SELECT id FROM entries WHERE chat = ?1 AND seq = ?2";
+        let sql = "SELECT id = ?3 AND at = ?4 FROM entries WHERE chat = ?1 AND seq = ?2";
         let mut query = self.txn.prepare_cached(sql)?;
-        let here: Option<Vec<u8>> = query.query_row(params![text, seq], |row| row.get(0)).optional()?;
-        match here {
-            Some(id) if id != entry.id.0.as_bytes() => {
+        let same = query.query_row(params![text, seq, entry.id.0.as_bytes(), int(entry.at.0)], |row| row.get(0));
+        match same.optional()? {
+            Some(false) => {
                 let first = self.taken.strange.entry(chat.clone()).or_insert(entry.seq);
                 *first = entry.seq.min(*first);
                 return Ok(());
@@ -200,11 +207,14 @@ impl Taking<'_> {
     }
 
     fn hole(&mut self, chat: &ChatId, range: SeqRange, pushed: bool) -> Result<(), Error> {
-        let before = self.position(chat)?;
+        let (before, is_strange) = (self.position(chat)?, self.is_strange(chat));
         let Some(order) = self.order(chat)? else {
             self.taken.unknown.insert(chat.clone());
             return Ok(());
         };
+        if is_strange {
+            return Ok(());
+        }
         order.take_range(range);
         self.have(chat, range.to)?;
         put_hole(self.txn, &chat.to_string(), range, pushed)?;

@@ -340,14 +340,14 @@ impl Live {
                 self.take(worker, vec![item]).await
             }
             Brought::Older { chat, result, done } => {
-                let outcome = keep_older(worker, &chat, result);
+                let outcome = self.keep_older(worker, &chat, result);
                 // Whoever asked may have gone.
                 let _ = done.send(outcome);
                 Ok(())
             }
             Brought::OlderFor { id, chat, result } => {
                 self.asked_for.remove(&id);
-                let outcome = match keep_older(worker, &chat, result) {
+                let outcome = match self.keep_older(worker, &chat, result) {
                     Ok(()) => Vec::new(),
                     Err(Error::Refused(refusal)) => postcard::to_stdvec(&refusal).unwrap_or_default(),
                     // Not reached: whoever takes the connection next tries again.
@@ -502,6 +502,20 @@ impl Live {
         Ok(())
     }
 
+    fn keep_older(&mut self, worker: &mut Worker, chat: &ChatId, result: Result<Reply, Error>) -> Result<(), Error> {
+        match result? {
+            Reply::HistoryPage(page) => {
+                worker.inner.store().keep_page(chat, &page)?;
+                match page.entries.last() {
+                    Some(last) => self.reaches(worker, chat, last.seq),
+                    None => Ok(()),
+                }
+            }
+            Reply::Refused(refusal) => Err(refusal.into()),
+            _ => Err(Error::Unreachable("history was answered with something else".to_owned())),
+        }
+    }
+
     /// Asks for what is missing before what is here.
     fn close_gaps(&mut self, worker: &mut Worker) {
         let now = Instant::now();
@@ -576,14 +590,6 @@ impl Live {
             }
         }
         Ok(())
-    }
-}
-
-fn keep_older(worker: &Worker, chat: &ChatId, result: Result<Reply, Error>) -> Result<(), Error> {
-    match result? {
-        Reply::HistoryPage(page) => worker.inner.store().keep_page(chat, &page),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        _ => Err(Error::Unreachable("history was answered with something else".to_owned())),
     }
 }
 

@@ -151,6 +151,20 @@ pub struct LogEntry {
     pub body: Known<EntryBody>,
 }
 
+/// Which entry it is. The home of a chat that was restored from a backup may give a lost message, which its device sends
+/// again under its id, the very place that it had: what is before it may be something else then, and only the time says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EntryId {
+    pub id: MessageId,
+    pub at: UnixMillis,
+}
+
+impl LogEntry {
+    pub fn entry_id(&self) -> EntryId {
+        EntryId { id: self.id, at: self.at }
+    }
+}
+
 /// A value that a newer peer may extend. It travels as its own byte string, so that a reader that does not know the
 /// variant still reads everything around it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -104,7 +104,7 @@ async fn attached(
     owner.fanout.attached(session.link.clone()).await;
     tracing::info!(device = %session.sender.device, "connected");
     // A session begins once.
-    let _ = session.generation.set(owner.store.generation());
+    let _ = session.generation.set(owner.store.client_generation());
     serve_lanes(edge, connection, session, first, hello).await
 }
 

@@ -39,6 +39,8 @@ pub(super) enum Input {
     },
     /// The store has another generation now.
     Restored,
+    /// The store of a region and this one agree.
+    Met(RegionId),
     /// How far everybody got in a chat whose home is another region.
     Floors {
         chat: ChatId,
@@ -78,6 +80,10 @@ impl Fanout {
 
     pub(crate) async fn restored(&self) {
         let _ = self.inputs.send(Input::Restored).await;
+    }
+
+    pub(crate) async fn met(&self, region: RegionId) {
+        let _ = self.inputs.send(Input::Met(region)).await;
     }
 
     pub(crate) async fn reached(&self, region: RegionId, chat: ChatId, marks: Vec<(UserId, Watermark)>) {

@@ -4,7 +4,7 @@ use super::{Worker, region};
 use crate::edge::Link;
 use crate::revocations::forgotten_before;
 use crate::router::another_past;
-use crate::store::{PageLimit, StoreError};
+use crate::store::{PageLimit, Snapshot, StoreError};
 use godwit_wire::{ChatId, Seq};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ impl Worker {
     /// # Errors
     /// A fault of the store.
     pub(crate) async fn recover(&mut self) -> Result<(), StoreError> {
+        let (met, own) = (self.store.read(Snapshot::all_met).await?, self.store.generation());
+        self.met = met.into_iter().filter(|(_, met)| met.own == own).map(|(region, _)| region).collect();
         let mut after = None;
         loop {
             let from = after.clone();

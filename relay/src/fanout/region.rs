@@ -213,7 +213,9 @@ impl Worker {
         event: impl FnOnce() -> Bytes,
     ) {
         let away = |region: &RegionId| self.region_link(region).is_none_or(|link| link.is_closed());
-        let away: Vec<RegionId> = abroad.iter().map(UserId::home).filter(away).collect();
+        // What their devices have may be of a past that is no more, until their home has heard of it.
+        let knows = |region: &RegionId| self.met.contains(region);
+        let away: Vec<RegionId> = abroad.iter().map(UserId::home).filter(|home| knows(home) && away(home)).collect();
         let Some(cluster) = self.cluster.as_ref().filter(|_| !away.is_empty()) else { return };
         let users = recipients.iter().filter(|user| away.iter().any(|region| user.is_home(region)));
         let users: Vec<UserId> = users.cloned().collect();

@@ -12,8 +12,9 @@ use godwit_core::device::Revocation;
 use godwit_gossip::{Identity, Versions};
 use godwit_wire::bounded;
 use godwit_wire::codec::Frame;
+use godwit_wire::entry::EntryId;
 use godwit_wire::frame::{Ack, Credential, EnrolRequest, Request};
-use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, Seq, Ticket, UserId, limits};
+use godwit_wire::{ChatId, DeviceId, Refusal, Seq, Ticket, UserId, limits};
 use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks: the newest, and the one before it.
@@ -182,7 +183,7 @@ pub(crate) enum PeerAsk {
     Shared {
         after: Option<ChatId>,
     },
-    /// The ids of entries in such chats. Answered with a page.
+    /// Which entries these are, in such chats. Answered with a page.
     Ids(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<(ChatId, Seq)>),
 }
 
@@ -209,7 +210,7 @@ pub(crate) enum PeerPage {
     Refused(Refusal),
     /// Each with the last entry for the region that asks.
     Shared(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<(ChatId, Seq)>),
-    Ids(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<Option<MessageId>>),
+    Ids(#[serde(deserialize_with = "bounded::list::<_, _, SHARED>")] Vec<Option<EntryId>>),
 }
 
 impl Frame for PeerPage {

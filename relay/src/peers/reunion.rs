@@ -6,8 +6,9 @@
 use super::frame::{PeerAsk, PeerFrame, PeerPage};
 use super::link::{LinkError, PeerLink};
 use crate::owner::Owner;
-use crate::store::StoreError;
-use godwit_wire::{ChatId, Code, MessageId, Refusal, Seq};
+use crate::store::{Met, StoreError};
+use godwit_wire::entry::EntryId;
+use godwit_wire::{ChatId, Code, Refusal, Seq};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,8 @@ struct Copy {
     head: Seq,
     /// The last entry that is here, if there is a copy.
     have: Option<Seq>,
-    /// Of the last entry that both ends have.
-    id: Option<MessageId>,
+    /// The last entry that both ends have.
+    id: Option<EntryId>,
 }
 
 /// How the copies of one region's chats stand.
@@ -50,23 +51,36 @@ pub(super) async fn meet(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) {
         }
     }
     met();
+    owner.fanout.met(link.relay().region()).await;
 }
 
-fn pair(owner: &Owner, link: &PeerLink) -> String {
-    format!("{} {}", owner.store.generation(), link.generation.unwrap_or_default())
+/// The two stores as they are now.
+fn now(owner: &Owner, link: &PeerLink) -> Met {
+    Met { own: owner.store.generation(), theirs: link.generation.unwrap_or_default() }
+}
+
+async fn last_met(owner: &Owner, link: &PeerLink) -> Result<Option<Met>, StoreError> {
+    let region = link.relay().region();
+    owner.store.read(move |store| store.met(&region)).await
 }
 
 /// Whether nothing was restored since the two met last.
 async fn have_met(owner: &Owner, link: &PeerLink) -> bool {
-    let region = link.relay().region();
-    let met = owner.store.read(move |store| store.met(&region)).await;
-    met.is_ok_and(|met| met == Some(pair(owner, link)))
+    last_met(owner, link).await.is_ok_and(|met| met == Some(now(owner, link)))
+}
+
+/// Whether the other region's store was restored since the two met last. Then devices of this region may have been told
+/// that messages were sent which it does not know any more, be the copies here as they are.
+async fn was_restored(owner: &Owner, link: &PeerLink) -> Result<bool, StoreError> {
+    let met = last_met(owner, link).await?;
+    Ok(met.is_some_and(|met| met.theirs != now(owner, link).theirs))
 }
 
 async fn compare(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) -> Result<(), Refusal> {
     let Compared { wrong, mut behind } = all(owner, link).await?;
-    if !wrong.is_empty() {
-        tracing::warn!(peer = %link.relay(), count = wrong.len(), "copies of another past are dropped");
+    let was_restored = was_restored(owner, link).await.map_err(|error| error.refusal())?;
+    if was_restored || !wrong.is_empty() {
+        tracing::warn!(peer = %link.relay(), was_restored, count = wrong.len(), "copies of another past are dropped");
         owner.store.drop_copies(wrong.clone()).await?;
         owner.fanout.restored().await;
         behind.extend(wrong.into_iter().map(|chat| (chat, None)));
@@ -79,7 +93,7 @@ async fn compare(owner: &Owner, link: &Arc<PeerLink>, met: impl Fn()) -> Result<
             return Err(LinkError::Confused.refusal());
         };
     }
-    owner.store.note_met(link.relay().region(), pair(owner, link)).await
+    owner.store.note_met(link.relay().region(), now(owner, link)).await
 }
 
 async fn all(owner: &Owner, link: &Arc<PeerLink>) -> Result<Compared, Refusal> {

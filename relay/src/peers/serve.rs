@@ -309,7 +309,7 @@ impl Served {
         owner.fanout.attached(link).await;
         // Once more: a revocation between the first look and fan-out would find nobody to shut out.
         owner.admit(&sender).await?;
-        Ok(PeerFrame::Attached { generation: owner.store.generation() })
+        Ok(PeerFrame::Attached { generation: owner.store.client_generation() })
     }
 
     fn attached(&self, device: &DeviceId, epoch: u64) -> Option<Arc<Link>> {

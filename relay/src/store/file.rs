@@ -116,6 +116,13 @@ pub fn generation(database: &Database) -> Result<u64, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
 }
 
+/// What clients compare anew for: it changes with the generation, and with copies of another region's chats.
+pub(super) fn client_generation(database: &Database) -> Result<u64, StoreError> {
+    let text = meta::get(&database.begin_read()?, meta::COMPARISON)?;
+    let comparison = text.and_then(|text| text.parse().ok()).unwrap_or(0);
+    Ok(generation(database)? ^ comparison)
+}
+
 /// Counts a relay's start on its store. Where the store goes on from another past than the one that the relay in this
 /// folder had last, it gets a new generation: it is a copy that was made by [`copy`], or an older file put back in its
 /// place, which a count beside it tells. `generation` is one that no store had before.
@@ -174,8 +181,8 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
-/// Copies the store as it is now to a new file at `to`, under a `generation` that no store had before. Each start on such a copy has a generation of its own, so that
-/// clients compare what they have.
+/// Copies the store as it is now to a new file at `to`, under a `generation` that no store had before. Each start on such
+/// a copy has a generation of its own, so that clients compare what they have.
 ///
 /// # Errors
 /// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay

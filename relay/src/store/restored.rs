@@ -6,7 +6,8 @@ use super::tables::{CHATS, META, PARTICIPANTS, decode, meta};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError};
 use godwit_core::Participant;
-use godwit_wire::{ChatId, MessageId, RegionId, Seq, UserId};
+use godwit_wire::entry::EntryId;
+use godwit_wire::{ChatId, RegionId, Seq, UserId};
 use redb::ReadableTable;
 
 impl Snapshot {
@@ -60,20 +61,41 @@ impl Snapshot {
         rows.map(|row| Parts(row?.0.value()).chat()).collect()
     }
 
-    /// The id of an entry; none if it does not exist.
-    pub(crate) fn entry_id(&self, chat: &ChatId, seq: Seq) -> Result<Option<MessageId>, StoreError> {
-        Ok(self.entry(chat, seq)?.map(|entry| entry.id))
+    /// Which entry is there, if one is.
+    pub(crate) fn entry_id(&self, chat: &ChatId, seq: Seq) -> Result<Option<EntryId>, StoreError> {
+        Ok(self.entry(chat, seq)?.map(|entry| EntryId { id: entry.id, at: entry.at }))
     }
 
-    /// What [`super::Store::note_met`] noted of another region.
-    pub(crate) fn met(&self, region: &RegionId) -> Result<Option<String>, StoreError> {
-        meta::get(self.txn(), &met_key(region))
+    /// How this store and the one of another region were when they met last.
+    pub(crate) fn met(&self, region: &RegionId) -> Result<Option<Met>, StoreError> {
+        Ok(meta::get(self.txn(), &met_key(region))?.and_then(|text| Met::parse(&text)))
     }
 
-    /// Whether this store has met the one of any other region.
-    pub(crate) fn has_met(&self) -> Result<bool, StoreError> {
-        let first = self.table(META)?.range::<&[u8]>(MET_REGION.as_bytes()..)?.next().transpose()?;
-        Ok(first.is_some_and(|(key, _)| key.value().starts_with(MET_REGION.as_bytes())))
+    /// The regions whose stores this one has met.
+    pub(crate) fn all_met(&self) -> Result<Vec<(RegionId, Met)>, StoreError> {
+        let mut all = Vec::new();
+        for row in self.table(META)?.range::<&[u8]>(MET_REGION.as_bytes()..)? {
+            let (key, value) = row?;
+            let Some(region) = key.value().strip_prefix(MET_REGION.as_bytes()) else { break };
+            let region = String::from_utf8_lossy(region).parse();
+            let region = region.map_err(|_| StoreError::Inconsistent("a region that was met"))?;
+            all.extend(Met::parse(&String::from_utf8_lossy(value.value())).map(|met| (region, met)));
+        }
+        Ok(all)
+    }
+}
+
+/// The generations of two regions' stores when they agreed about their chats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Met {
+    pub(crate) own: u64,
+    pub(crate) theirs: u64,
+}
+
+impl Met {
+    fn parse(text: &str) -> Option<Self> {
+        let (own, theirs) = text.split_once(' ')?;
+        Some(Self { own: own.parse().ok()?, theirs: theirs.parse().ok()? })
     }
 }
 
@@ -84,11 +106,11 @@ fn met_key(region: &RegionId) -> String {
     format!("{MET_REGION}{region}")
 }
 
-/// Drops copies that are not what their home has, and gives the store a new generation: clients compare what they have.
+/// Drops copies that are not what their home has, and has clients compare what they have.
 #[derive(Debug)]
 pub(super) struct DropCopies {
     pub(super) chats: Vec<ChatId>,
-    pub(super) generation: u64,
+    pub(super) comparison: u64,
 }
 
 impl Write for DropCopies {
@@ -128,7 +150,7 @@ impl Write for DropCopies {
             }
             batch.chats.forget(chat);
         }
-        batch.tables.meta.insert(meta::GENERATION.as_bytes(), self.generation.to_string().as_bytes())?;
+        batch.tables.meta.insert(meta::COMPARISON.as_bytes(), self.comparison.to_string().as_bytes())?;
         batch.committed.push(Committed::Dropped { chats: self.chats.clone() });
         Ok(())
     }
@@ -138,7 +160,7 @@ impl Write for DropCopies {
 #[derive(Debug)]
 pub(super) struct NoteMet {
     pub(super) region: RegionId,
-    pub(super) met: String,
+    pub(super) met: Met,
 }
 
 impl Write for NoteMet {
@@ -146,7 +168,8 @@ impl Write for NoteMet {
     const NEEDS_SPACE: bool = false;
 
     fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
-        batch.tables.meta.insert(met_key(&self.region).as_bytes(), self.met.as_bytes())?;
+        let Met { own, theirs } = self.met;
+        batch.tables.meta.insert(met_key(&self.region).as_bytes(), format!("{own} {theirs}").as_bytes())?;
         Ok(())
     }
 }

@@ -213,6 +213,8 @@ pub(super) mod meta {
 
     pub(in crate::store) const FORMAT: &str = "format";
     pub(in crate::store) const GENERATION: &str = "generation";
+    /// Another each time that clients are to compare what they have though this store was not restored.
+    pub(in crate::store) const COMPARISON: &str = "comparison";
     pub(in crate::store) const REGION: &str = "region";
     /// Of a copy that no relay has started on yet.
     pub(in crate::store) const COPY: &str = "copy";

@@ -6,7 +6,7 @@ use crate::world::places::Access;
 use crate::world::{HostId, SimSocket, World};
 use anyhow::{Context, Result, bail};
 use godwit_relay::config::Layers;
-use godwit_relay::host::{Host, Network, Threads};
+use godwit_relay::host::{Disk, Host, Network, Threads};
 use godwit_relay::store::file;
 use godwit_relay::{Config, Relay};
 use godwit_wire::RelayId;
@@ -202,11 +202,19 @@ impl Sim {
         self.disk(id, |disk| disk.set_sync_takes(sync))
     }
 
-    /// The store's file as it is now, to be put back with [`Sim::restore`]. It is a copy by the disk, not one that the
-    /// relay made.
-    pub fn back_up(&self, id: &str) -> Result<Vec<u8>> {
+    /// A copy of the store, made by the relay, to be put back with [`Sim::restore`].
+    ///
+    /// # Errors
+    /// That the relay is down, or a fault of its store.
+    pub async fn back_up(&self, id: &str) -> Result<Vec<u8>> {
         self.0.world.note(&format!("back up {id}"));
-        self.disk(id, |disk| disk.copy(&store_path()))?.with_context(|| format!("{id} has no store"))
+        let to = Path::new(DATA).join("backup.redb");
+        self.disk(id, |disk| disk.remove(&to))??;
+        let relay = self.node(id, |node| node.relay.take())?.with_context(|| format!("{id} is down"))?;
+        let made = relay.back_up(to.clone()).await;
+        self.node(id, |node| node.relay = Some(relay))?;
+        made?;
+        self.disk(id, |disk| disk.copy(&to))?.with_context(|| format!("{id} made no copy"))
     }
 
     /// Puts an older store's file in the place of the one a relay that is down has.

@@ -7,8 +7,10 @@ use std::process::Command;
 
 fn scenarios() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let files = std::fs::read_dir(folder).expect("the scenarios").map(|entry| entry.expect("a file").path());
+    // Those that show how fast time passes are in a folder of their own.
     let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(folder).expect("the scenarios").map(|entry| entry.expect("a file").path()).collect();
+        files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect();
     paths.sort();
     paths
 }

@@ -4,10 +4,11 @@
 use super::{Brought, Live, RETRY, note};
 use crate::error::Error;
 use crate::session::one_shot;
-use crate::store::Incoming;
+use crate::store::{Here, Incoming};
 use crate::worker::Worker;
+use godwit_wire::entry::EntryId;
 use godwit_wire::frame::{ChatSummary, Event, History, Range, Reply, Request};
-use godwit_wire::{ChatId, MessageId, Seq};
+use godwit_wire::{ChatId, Seq, limits};
 use quinn::Connection;
 use std::collections::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -61,39 +62,64 @@ impl Comparing {
     }
 }
 
-/// Asks for entries of a chat until it is known how far these are the same. Logs with one entry in common have all in
-/// common before it, so it is found by halving.
-async fn agreed(connection: &Connection, chat: &ChatId, own: &[(Seq, MessageId)]) -> Result<Agreed, Error> {
-    let Some(last) = own.last() else { return Ok(Agreed::Whole) };
-    if is_same(connection, chat, *last).await? {
-        return Ok(Agreed::Whole);
-    }
-    let (mut same, mut other) = (0, own.len() - 1);
+/// Asks for entries of a chat until it is known how far these are the same.
+async fn agreed(connection: &Connection, chat: &ChatId, here: &Here) -> Result<Agreed, Error> {
+    let Here { others, own } = here;
+    let (mut same, mut other) = (0, others.len());
+    // Most often all are.
+    let mut middle = others.len().saturating_sub(1);
     while same < other {
-        let middle = usize::midpoint(same, other);
-        if is_same(connection, chat, own[middle]).await? {
+        if is_same(connection, chat, others[middle]).await? {
             same = middle + 1;
         } else {
             other = middle;
         }
+        middle = usize::midpoint(same, other);
     }
-    Ok(Agreed::UpTo(same.checked_sub(1).map(|i| own[i].0)))
+    // A device that was new began the chat behind what it has of it.
+    let first = others.first().into_iter().chain(own.first()).map(|(seq, _)| *seq).min();
+    let mut last = same.checked_sub(1).map(|i| others[i].0).or(first.and_then(Seq::prev));
+    let end = others.get(same).map(|(seq, _)| *seq);
+    let between = |seq: Seq| Some(seq) > last && end.is_none_or(|end| seq < end);
+    let own: Vec<_> = own.iter().filter(|(seq, _)| between(*seq)).copied().collect();
+    let count = own.len();
+    let same = how_many_are_same(connection, chat, &own).await?;
+    if let Some((seq, _)) = same.checked_sub(1).map(|i| own[i]) {
+        last = Some(seq);
+    }
+    Ok(if end.is_none() && same == count { Agreed::Whole } else { Agreed::UpTo(last) })
 }
 
-async fn is_same(connection: &Connection, chat: &ChatId, (seq, id): (Seq, MessageId)) -> Result<bool, Error> {
-    loop {
-        let request = Request::History(History { chat: chat.clone(), range: Range::From(seq), limit: 1 });
+async fn is_same(connection: &Connection, chat: &ChatId, entry: (Seq, EntryId)) -> Result<bool, Error> {
+    Ok(how_many_are_same(connection, chat, &[entry]).await? == 1)
+}
+
+/// How many of these entries are the relay's, up to the first that is not.
+async fn how_many_are_same(connection: &Connection, chat: &ChatId, here: &[(Seq, EntryId)]) -> Result<usize, Error> {
+    let mut same = 0;
+    while let Some((seq, _)) = here.get(same) {
+        let limit = u16::try_from((here.len() - same).min(limits::PAGE_ENTRIES)).unwrap_or(u16::MAX);
+        let request = Request::History(History { chat: chat.clone(), range: Range::From(*seq), limit });
+        let before = same;
         match one_shot(connection, &request).await? {
             Reply::HistoryPage(page) => {
-                return Ok(page.entries.first().is_some_and(|entry| entry.seq == seq && entry.id == id));
+                let theirs: HashMap<Seq, EntryId> =
+                    page.entries.iter().map(|entry| (entry.seq, entry.entry_id())).collect();
+                same += here[same..].iter().take_while(|(seq, id)| theirs.get(seq) == Some(id)).count();
+                let told = page.entries.last().map(|entry| entry.seq);
+                // The first that is not, or was not told: the page was full before it.
+                if same == before || here.get(same).is_some_and(|(seq, _)| Some(*seq) <= told) {
+                    return Ok(same);
+                }
             }
             Reply::Refused(refusal) if refusal.code.is_passing() => {
                 tokio::time::sleep(refusal.retry_after().unwrap_or(RETRY)).await;
             }
-            Reply::Refused(_) => return Ok(false),
+            Reply::Refused(_) => return Ok(same),
             _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
         }
     }
+    Ok(same)
 }
 
 impl Live {
@@ -135,12 +161,14 @@ impl Live {
         last: Seq,
         summary: Option<ChatSummary>,
     ) -> Result<(), Error> {
-        let own = worker.inner.store().entry_ids(chat, last)?;
+        // What is not the relay's is not to be built on, whatever was taken on top of it.
+        let last = worker.strange.get(chat).map_or(last, |strange| last.min(*strange));
+        let here = worker.inner.store().entry_ids(chat, last, &worker.inner.device)?;
         let (connection, chat) = (self.session.connection().clone(), chat.clone());
         self.held.insert(chat.clone());
         self.comparing.chats.insert(chat.clone());
         self.errands.spawn(async move {
-            let agreed = agreed(&connection, &chat, &own).await;
+            let agreed = agreed(&connection, &chat, &here).await;
             Brought::Compared { chat, summary, agreed }
         });
         Ok(())
@@ -174,7 +202,7 @@ impl Live {
         let chats = worker.inner.store().chats()?;
         for chat in chats.into_iter().map(|row| row.chat).filter(|chat| !self.comparing.listed.contains(chat)) {
             tracing::warn!(%chat, "the home's store does not know the chat any more");
-            worker.inner.store().cut_back(&chat, None)?;
+            worker.inner.store().cut_back(&chat, None, worker.is_home_of(&chat))?;
             worker.orders.remove(&chat);
             worker.unacknowledged.remove(&chat);
         }
@@ -215,22 +243,26 @@ impl Live {
     ) -> Result<(), Error> {
         let position = worker.position(&chat)?;
         let cut = match (agreed, &summary) {
-            (Agreed::UpTo(last), _) => Some(last),
+            (Agreed::UpTo(last), Some(summary)) => Some(last.min(Some(summary.head))),
+            (Agreed::UpTo(last), None) => Some(last),
             (Agreed::Whole, Some(summary)) => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
             (Agreed::Whole, None) => None,
         };
         if let Some(last) = cut {
             tracing::warn!(%chat, ?last, "what is here is of another past from there on");
-            worker.inner.store().cut_back(&chat, last)?;
+            let surely = matches!(agreed, Agreed::UpTo(_)) || worker.is_home_of(&chat);
+            worker.inner.store().cut_back(&chat, last, surely)?;
             worker.orders.remove(&chat);
             worker.unacknowledged.remove(&chat);
             self.ask_info(chat.clone(), None);
+            // What the store lost waits again, under numbers below those written on this connection.
+            self.sending.entry(chat.clone()).or_default().begin_again();
         }
         self.comparing.chats.remove(&chat);
         worker.strange.remove(&chat);
         self.gaps.insert(chat.clone(), Instant::now());
         if let Some(last) = self.comparing.put_off.remove(&chat) {
-            self.reaches(worker, &chat, last)?;
+            self.was_put_off(worker, chat.clone(), last)?;
         }
         if let Some(summary) = summary {
             self.held.remove(&chat);
@@ -242,13 +274,23 @@ impl Live {
         self.compared(worker)
     }
 
-    /// A chat reaches to an entry that was put off.
-    fn reaches(&mut self, worker: &mut Worker, chat: &ChatId, last: Seq) -> Result<(), Error> {
+    /// A chat reaches to an entry that was not taken as it came.
+    pub(super) fn reaches(&mut self, worker: &mut Worker, chat: &ChatId, last: Seq) -> Result<(), Error> {
         match worker.order(chat)? {
             Some(order) => order.reaches(last),
             None => self.ask_info(chat.clone(), None),
         }
         self.gaps.insert(chat.clone(), Instant::now());
+        Ok(())
+    }
+
+    /// Entries up to `last` came while it was not known what they follow.
+    fn was_put_off(&mut self, worker: &mut Worker, chat: ChatId, last: Seq) -> Result<(), Error> {
+        self.reaches(worker, &chat, last)?;
+        // The relay waits for an acknowledgement of what was here before.
+        if let Some(position) = worker.position(&chat)?.filter(|position| *position >= last) {
+            note(&mut worker.unacknowledged, chat, position);
+        }
         Ok(())
     }
 
@@ -262,7 +304,7 @@ impl Live {
             // Only now: a comparison that was cut off begins again.
             worker.inner.store().set_generation(self.welcome.store_generation)?;
             for (chat, last) in std::mem::take(&mut self.comparing.put_off) {
-                self.reaches(worker, &chat, last)?;
+                self.was_put_off(worker, chat, last)?;
             }
         }
         worker.inner.store().set_listed()?;

@@ -43,6 +43,12 @@ impl Sending {
         }
     }
 
+    /// From the lowest that waits on, once nothing is on its way.
+    pub(super) fn begin_again(&mut self) {
+        let now = Instant::now();
+        self.again_at = Some(self.again_at.map_or(now, |before| before.max(now)));
+    }
+
     /// Nothing is to be sent again.
     pub(super) fn is_calm(&self) -> bool {
         self.again_at.is_none()
