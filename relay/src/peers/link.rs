@@ -12,7 +12,7 @@ use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::frame::Credential;
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RelayId, Ticket, UnixMillis};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -67,8 +67,8 @@ pub(crate) struct PeerLink {
     waiting: Mutex<Waiting>,
     /// Devices for which the peer showed that it may act.
     tickets: Mutex<HashMap<DeviceId, Attached>>,
-    /// Devices for which the peer was shown that this relay may act.
-    shown: Mutex<HashSet<DeviceId>>,
+    /// Tickets that the peer was shown last, by which this relay may act for a device.
+    shown: Mutex<HashMap<DeviceId, Ticket>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -180,20 +180,21 @@ impl PeerLink {
         waiting.replies.clear();
     }
 
-    /// Shows the peer, once, that this relay may act for a device.
+    /// Shows the peer that this relay may act for a device, unless that is what it was shown last: the device may have been
+    /// enrolled anew since.
     pub(crate) async fn show(
         self: &Arc<Self>,
         device: &DeviceId,
         credential: &DeviceCredential,
     ) -> Result<(), Refusal> {
-        if locked(&self.shown).contains(device) {
+        if locked(&self.shown).get(device) == Some(&credential.ticket) {
             return Ok(());
         }
         let DeviceCredential { certificate, ticket } = credential.clone();
-        let frame = PeerFrame::Authorize { certificate, ticket };
+        let frame = PeerFrame::Authorize { certificate, ticket: ticket.clone() };
         match self.call(None, &frame).await? {
             PeerFrame::Done => {
-                locked(&self.shown).insert(device.clone());
+                locked(&self.shown).insert(device.clone(), ticket);
                 Ok(())
             }
             _ => Err(LinkError::Confused.refusal()),

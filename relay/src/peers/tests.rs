@@ -167,6 +167,28 @@ async fn a_ticket_for_another_relay_or_of_another_authority_is_refused() {
     assert_ne!(refusal.code, Code::Internal);
 }
 
+/// The peer would go on with the earlier enrolment, which is shut out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_comes_with_another_ticket_is_shown_anew() {
+    let victim = Victim::new().await;
+    let link = victim.link().await;
+    let now = Clock::system().now();
+    let key = DeviceKey::generate().unwrap();
+    let csr = key.request(&alice()).unwrap();
+    let show = async |chain: &[CertificateDer<'static>]| {
+        let PeerFrame::Authorize { certificate, ticket } = authorize(&key, chain, "us/us-1") else { unreachable!() };
+        link.show(&alice(), &DeviceCredential { certificate, ticket }).await.map_err(|refusal| refusal.code)
+    };
+    let own = victim.authority.relay(&"eu/eu-9".parse().unwrap(), now).unwrap().read().unwrap().issuer;
+    for enrolment in [1, 2, 2] {
+        assert_eq!(show(&own.device(&csr, &alice(), enrolment, now).unwrap()).await, Ok(()));
+    }
+    // The peer looks at each.
+    let strange = Root::create(now).unwrap().issuer(&"eu".parse().unwrap(), now).unwrap();
+    let forged = strange.device(&csr, &alice(), 3, now).unwrap();
+    assert_eq!(show(&forged).await, Err(Code::Unauthenticated));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_shuts_out_only_users_of_its_own_region() {
     let victim = Victim::new().await;
