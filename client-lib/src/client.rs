@@ -460,7 +460,7 @@ impl Client {
     }
 
     /// The newest `limit` entries below `before` (of all, if none) that this user may see, ascending. What is not on
-    /// the device is fetched from the relay and kept. What the device has not passed yet becomes an event first.
+    /// the device is fetched from the relay and kept; what of it is new becomes an event as well.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if something is missing and cannot be fetched. Cancel safe.

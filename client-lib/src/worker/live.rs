@@ -340,14 +340,14 @@ impl Live {
                 self.take(worker, vec![item]).await
             }
             Brought::Older { chat, result, done } => {
-                let outcome = self.keep_older(worker, &chat, result);
+                let outcome = self.keep_older(worker, &chat, result).await;
                 // Whoever asked may have gone.
                 let _ = done.send(outcome);
                 Ok(())
             }
             Brought::OlderFor { id, chat, result } => {
                 self.asked_for.remove(&id);
-                let outcome = match self.keep_older(worker, &chat, result) {
+                let outcome = match self.keep_older(worker, &chat, result).await {
                     Ok(()) => Vec::new(),
                     Err(Error::Refused(refusal)) => postcard::to_stdvec(&refusal).unwrap_or_default(),
                     // Not reached: whoever takes the connection next tries again.
@@ -502,18 +502,27 @@ impl Live {
         Ok(())
     }
 
-    fn keep_older(&mut self, worker: &mut Worker, chat: &ChatId, result: Result<Reply, Error>) -> Result<(), Error> {
-        match result? {
-            Reply::HistoryPage(page) => {
-                worker.inner.store().keep_page(chat, &page)?;
-                match page.entries.last() {
-                    Some(last) => self.reaches(worker, chat, last.seq),
-                    None => Ok(()),
-                }
-            }
-            Reply::Refused(refusal) => Err(refusal.into()),
-            _ => Err(Error::Unreachable("history was answered with something else".to_owned())),
+    /// Keeps what was read back. What this device has not passed yet is taken as if it had been pushed.
+    async fn keep_older(
+        &mut self,
+        worker: &mut Worker,
+        chat: &ChatId,
+        result: Result<Reply, Error>,
+    ) -> Result<(), Error> {
+        let mut page = match result? {
+            Reply::HistoryPage(page) => page,
+            Reply::Refused(refusal) => return Err(refusal.into()),
+            _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
+        };
+        worker.inner.store().keep_page(chat, &page)?;
+        let position = worker.position(chat)?;
+        page.entries.retain(|entry| Some(entry.seq) > position);
+        page.hidden.retain(|range| Some(range.to) > position);
+        let Some(last) = page.entries.last().map(|entry| entry.seq) else { return Ok(()) };
+        if self.comparing.is_doubtful(chat) {
+            return self.reaches(worker, chat, last);
         }
+        self.take(worker, vec![Incoming::Page { chat: chat.clone(), page }]).await
     }
 
     /// Asks for what is missing before what is here.
