@@ -182,12 +182,12 @@ impl Outbox {
         let now = self.clock.now();
         let (mut replies, mut changes, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         let proof = sender_key(sender);
-        let proved;
+        // The proof that was known before, if another is written.
+        let mut replaced = None;
         {
             let mut state = self.state();
-            proved = state.proofs.get(&proof).cloned();
-            if proved.as_ref().is_none_or(|known| known.ticket != credential.ticket) {
-                state.proofs.insert(proof.clone(), credential.clone());
+            if state.proofs.get(&proof).is_none_or(|known| known.ticket != credential.ticket) {
+                replaced = Some(state.proofs.insert(proof.clone(), credential.clone()));
                 changes.push(Change::Prove(sender.clone(), credential.clone()));
             }
             for (i, command) in commands.into_iter().enumerate() {
@@ -219,10 +219,11 @@ impl Outbox {
                 state.remove(&place, n);
             }
             // It may not be in the file: what is kept next brings it again.
-            match proved {
-                Some(credential) => state.proofs.insert(proof, credential),
-                None => state.proofs.remove(&proof),
-            };
+            match replaced {
+                Some(Some(before)) => drop(state.proofs.insert(proof, before)),
+                Some(None) => drop(state.proofs.remove(&proof)),
+                None => {}
+            }
             return Err(refusal);
         }
         tracing::debug!(chat = %place.0, kept = kept.len(), answered = replies.len(), "queued");

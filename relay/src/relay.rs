@@ -273,10 +273,13 @@ impl Relay {
     ///
     /// # Errors
     /// If there is such a file, or it cannot be written; at an edge, that there is no store.
-    pub async fn back_up(&self, to: PathBuf) -> Result<(), StoreError> {
-        match &self.edge.router.owner {
-            Some(owner) => owner.store.backup(to).await,
-            None => Err(StoreError::Missing(to)),
+    pub fn back_up(&self, to: PathBuf) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        async move {
+            match store {
+                Some(store) => store.backup(to).await,
+                None => Err(StoreError::Missing(to)),
+            }
         }
     }
 

@@ -124,7 +124,7 @@ impl Checker {
         for pair in entries.windows(2).filter(|pair| pair[0].seq >= pair[1].seq) {
             faults.push(format!("order: {device} reads {chat} #{} before #{}", pair[0].seq, pair[1].seq));
         }
-        let is_doubtful = state.devices.get(device).is_some_and(|log| log.doubts(chat));
+        let is_doubtful = state.is_doubtful(device, chat);
         for entry in entries.iter().filter(|_| !is_doubtful) {
             match Fact::of_history(entry) {
                 Some(fact) => faults.extend(state.fact(chat, entry.seq, fact, device).err()),
@@ -192,8 +192,7 @@ impl Checker {
         }
         if let Some(seq) = seq.filter(|_| told >= MessageState::Sent) {
             put.fate = Fate::Sent(seq);
-            let is_doubtful = state.devices.get(device).is_some_and(|log| log.doubts(&chat));
-            if !is_doubtful {
+            if !state.is_doubtful(device, &chat) {
                 faults.extend(state.fact(&chat, seq, Fact { from: device.clone(), what: what.clone() }, device).err());
             }
         }

@@ -9,6 +9,7 @@ use crate::world::places::Access;
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use godwit_client::{Change, ChatId, Client, Content, Error, EventStream, Member, Role, Title, UserId};
+use godwit_wire::RelayId;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -61,10 +62,6 @@ pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
         player.play(&plan).await
     })?;
     Ok(ran)
-}
-
-fn region_of(relay: &str) -> &str {
-    relay.split_once('/').map_or(relay, |(region, _)| region)
 }
 
 fn access(name: &str) -> Result<Access> {
@@ -286,7 +283,7 @@ impl Player {
                 sim.slow_disk(relay, crate::disk::SYNC)
             }
             RelayFault::BackUp => {
-                let heads = sim.checker().heads(region_of(relay));
+                let heads = sim.checker().heads(relay.parse::<RelayId>()?.region().as_str());
                 match sim.back_up(relay).await {
                     Ok(store) => drop(self.stores.borrow_mut().insert(relay.to_owned(), (store, heads))),
                     Err(error) => sim.world().note(&format!("{relay} is not backed up: {error}")),
@@ -298,7 +295,7 @@ impl Player {
                 sim.crash(relay, Unsynced::Lost)?;
                 self.lasts(lasts).await;
                 sim.restore(relay, store)?;
-                sim.checker().store_restored(region_of(relay), &heads);
+                sim.checker().store_restored(relay.parse::<RelayId>()?.region().as_str(), &heads);
                 sim.start(relay).await
             }
             RelayFault::Clock { millis } => {

@@ -146,20 +146,19 @@ impl Store {
         decode_entry(columns).ok_or_else(|| Error::Corrupt { path: self.path.clone(), what: format!("entry {seq}") })
     }
 
-    /// Keeps a page of older history, which makes no events: as far as this device has passed the chat. What is beyond
-    /// becomes an event first.
-    pub(crate) fn keep_page(&mut self, chat: &ChatId, page: &HistoryPage) -> Result<(), Error> {
+    /// Keeps a page of older history, which makes no events: as far as this device has passed the chat, which it gives.
+    /// What is beyond becomes an event first.
+    pub(crate) fn keep_page(&mut self, chat: &ChatId, page: &HistoryPage) -> Result<Option<Seq>, Error> {
         let (text, txn) = (chat.to_string(), self.db.transaction_with_behavior(TransactionBehavior::Immediate)?);
-        let position: Option<i64> =
-            txn.query_row("SELECT position FROM chats WHERE chat = ?1", [&text], |row| row.get(0)).optional()?;
-        let Some(position) = position.and_then(seq_of) else { return Ok(()) };
+        let Some(position) = load_position(&txn, &text)?.and_then(seq_of) else { return Ok(None) };
         for entry in page.entries.iter().filter(|entry| entry.seq <= position) {
             put_entry(&txn, &text, entry)?;
         }
         for range in page.hidden.iter().filter(|range| range.from <= position) {
             put_hole(&txn, &text, SeqRange { from: range.from, to: range.to.min(position) }, true)?;
         }
-        Ok(txn.commit()?)
+        txn.commit()?;
+        Ok(Some(position))
     }
 
     pub(crate) fn order(&self, chat: &ChatId) -> Result<Option<Order>, Error> {
@@ -298,13 +297,15 @@ pub(super) fn decode_entry((seq, at, sender, id, body): EntryColumns) -> Option<
     })
 }
 
+/// Up to where this device has passed a chat; none if the chat is not known.
+fn load_position(db: &Connection, chat: &str) -> Result<Option<i64>, Error> {
+    let mut query = db.prepare_cached("SELECT position FROM chats WHERE chat = ?1")?;
+    Ok(query.query_row([chat], |row| row.get(0)).optional()?)
+}
+
 pub(super) fn load_order(db: &Connection, chat: &ChatId) -> Result<Option<Order>, Error> {
     let text = chat.to_string();
-    let position: Option<i64> = db
-        .prepare_cached("SELECT position FROM chats WHERE chat = ?1")?
-        .query_row([&text], |row| row.get(0))
-        .optional()?;
-    let Some(position) = position else { return Ok(None) };
+    let Some(position) = load_position(db, &text)? else { return Ok(None) };
     let mut order = Order::new(seq_of(position));
     let mut query = db.prepare_cached(
         "SELECT seq, seq FROM entries WHERE chat = ?1 AND seq > ?2

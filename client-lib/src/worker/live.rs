@@ -514,8 +514,7 @@ impl Live {
             Reply::Refused(refusal) => return Err(refusal.into()),
             _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
         };
-        worker.inner.store().keep_page(chat, &page)?;
-        let position = worker.position(chat)?;
+        let position = worker.inner.store().keep_page(chat, &page)?;
         page.entries.retain(|entry| Some(entry.seq) > position);
         page.hidden.retain(|range| Some(range.to) > position);
         let Some(last) = page.entries.last().map(|entry| entry.seq) else { return Ok(()) };

@@ -37,7 +37,7 @@ pub(super) enum Input {
         chat: ChatId,
         marks: Vec<(UserId, Watermark)>,
     },
-    /// The store has another generation now.
+    /// Devices are to compare what they have.
     Restored,
     /// The store of a region and this one agree.
     Met(RegionId),

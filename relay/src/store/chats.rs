@@ -38,17 +38,14 @@ pub(super) struct ChatState {
 }
 
 impl ChatState {
+    fn new(chat: Chat) -> Self {
+        let (senders, former) = (HashMap::new(), HashMap::new());
+        Self { chat, senders, former, marked: 0, dirty: false, base: 0, used: 0 }
+    }
+
     /// The copy of a chat whose home is another region: its numbers are no business of this one.
     pub(super) fn replica(chat: Chat, base: Option<Seq>) -> Self {
-        Self {
-            chat,
-            senders: HashMap::new(),
-            former: HashMap::new(),
-            marked: 0,
-            dirty: false,
-            base: base.map_or(0, Seq::get),
-            used: 0,
-        }
+        Self { base: base.map_or(0, Seq::get), ..Self::new(chat) }
     }
 }
 
@@ -153,8 +150,7 @@ fn load(tables: &Tables<'_>, id: &ChatId, region: &RegionId) -> Result<Option<Ch
         return Ok(Some(ChatState { dirty, ..ChatState::replica(chat, tables.bases.record(&key)?) }));
     }
     let marked = cursor.marked.map_or(0, Seq::get);
-    let mut state =
-        ChatState { chat, senders: HashMap::new(), former: HashMap::new(), marked, dirty, base: 0, used: 0 };
+    let mut state = ChatState { marked, dirty, ..ChatState::new(chat) };
     if last.seq.get() > marked {
         let first = Seq::new(marked + 1).map_err(|_| StoreError::BadKey)?;
         let (start, end) = (keys::log(id, first), keys::log(id, last.seq));
@@ -360,14 +356,11 @@ fn known(command: &Command, seq: Seq, at: UnixMillis, batch: &mut Batch<'_, '_>)
     let state = batch.chats.get(&batch.tables, &stamp.chat)?;
     let state = state.ok_or(StoreError::Inconsistent("an entry without a chat"))?;
     let sender = state.senders.entry(command.sender.clone()).or_default();
-    let key = |n: u64| Key::new().chat(&stamp.chat).sender(&command.sender).number(n).bytes();
-    let numbers = &mut batch.tables.numbers;
     // The index must lead to the entries before it too.
-    if let (Some(id), Some(last)) = (sender.unsaved.take(), sender.mark.last) {
-        put(numbers, &key(last.n), &NumberRow::Entry { id, seq: last.seq })?;
-    }
-    put(numbers, &key(stamp.n), &NumberRow::Entry { id: stamp.id, seq })?;
+    save_mark(&stamp.chat, &command.sender, sender, &mut batch.tables)?;
     sender.mark = Mark { n: stamp.n, id: Some(stamp.id), last: Some(Link { n: stamp.n, seq }) };
+    sender.unsaved = Some(stamp.id);
+    save_mark(&stamp.chat, &command.sender, sender, &mut batch.tables)?;
     Ok(Outcome::Sent { seq, at })
 }
 
@@ -423,10 +416,7 @@ fn append(
     } else {
         let (chat, applied) =
             Chat::created(id.clone(), &entry).ok_or(StoreError::Inconsistent("an entry without a chat"))?;
-        let used = batch.chats.batch;
-        let state =
-            ChatState { chat, senders: HashMap::new(), former: HashMap::new(), marked: 0, dirty: false, base: 0, used };
-        batch.chats.states.insert(id.clone(), state);
+        batch.chats.enter(ChatState::new(chat));
         applied
     };
     let Applied { recipients, projections } = applied;
@@ -488,14 +478,25 @@ pub(super) fn project(
     }
 }
 
+/// Saves the number of a sender's last entry, if it is not saved yet.
+fn save_mark(
+    chat: &ChatId,
+    sender: &Sender,
+    known: &mut SenderState,
+    tables: &mut Tables<'_>,
+) -> Result<(), StoreError> {
+    if let (Some(id), Some(last)) = (known.unsaved.take(), known.mark.last) {
+        let key = Key::new().chat(chat).sender(sender).number(last.n).bytes();
+        put(&mut tables.numbers, &key, &NumberRow::Entry { id, seq: last.seq })?;
+    }
+    Ok(())
+}
+
 /// Saves the numbers of all entries up to the head.
 fn save_marks(state: &mut ChatState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
     let chat = &state.chat.id;
     for (sender, known) in &mut state.senders {
-        if let (Some(id), Some(last)) = (known.unsaved.take(), known.mark.last) {
-            let key = Key::new().chat(chat).sender(sender).number(last.n).bytes();
-            put(&mut tables.numbers, &key, &NumberRow::Entry { id, seq: last.seq })?;
-        }
+        save_mark(chat, sender, known, tables)?;
     }
     state.marked = state.chat.head.get();
     let key = Key::new().chat(chat).bytes();

@@ -186,6 +186,13 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether a device may speak of a past that a restore took from the chat.
+    pub(super) fn is_doubtful(&self, device: &DeviceId, chat: &ChatId) -> bool {
+        self.devices.get(device).is_some_and(|log| log.doubts(chat))
+    }
+}
+
 impl DeviceLog {
     /// Whether the device may speak of a past that a restore took from the chat.
     pub(super) fn doubts(&self, chat: &ChatId) -> bool {

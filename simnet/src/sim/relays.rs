@@ -210,10 +210,8 @@ impl Sim {
         self.0.world.note(&format!("back up {id}"));
         let to = Path::new(DATA).join("backup.redb");
         self.disk(id, |disk| disk.remove(&to))??;
-        let relay = self.node(id, |node| node.relay.take())?.with_context(|| format!("{id} is down"))?;
-        let made = relay.back_up(to.clone()).await;
-        self.node(id, |node| node.relay = Some(relay))?;
-        made?;
+        let copying = self.node(id, |node| node.relay.as_ref().map(|relay| relay.back_up(to.clone())))?;
+        copying.with_context(|| format!("{id} is down"))?.await?;
         self.disk(id, |disk| disk.copy(&to))?.with_context(|| format!("{id} made no copy"))
     }
 

@@ -256,7 +256,7 @@ impl Live {
             worker.unacknowledged.remove(&chat);
             self.ask_info(chat.clone(), None);
             // What the store lost waits again, under numbers below those written on this connection.
-            self.sending.entry(chat.clone()).or_default().begin_again();
+            self.sending.entry(chat.clone()).or_default().begin_again(Instant::now());
         }
         self.comparing.chats.remove(&chat);
         worker.strange.remove(&chat);

@@ -43,10 +43,9 @@ impl Sending {
         }
     }
 
-    /// From the lowest that waits on, once nothing is on its way.
-    pub(super) fn begin_again(&mut self) {
-        let now = Instant::now();
-        self.again_at = Some(self.again_at.map_or(now, |before| before.max(now)));
+    /// From the lowest that waits on, at this time at the earliest, once nothing is on its way.
+    pub(super) fn begin_again(&mut self, at: Instant) {
+        self.again_at = Some(self.again_at.map_or(at, |before| before.max(at)));
     }
 
     /// Nothing is to be sent again.
@@ -102,8 +101,7 @@ impl Live {
                 Code::OutOfOrder | Code::NumberTaken => Duration::ZERO,
                 _ => refusal.retry_after().unwrap_or(RETRY),
             };
-            let at = Instant::now() + wait;
-            sending.again_at = Some(sending.again_at.map_or(at, |before| before.max(at)));
+            sending.begin_again(Instant::now() + wait);
             if refusal.code == Code::NumberTaken {
                 let next = refusal.next.unwrap_or(n + 1);
                 let (from, before) = sending.renumber.unwrap_or((n, next));
