@@ -128,10 +128,9 @@ pub(super) struct Live {
     moving: bool,
     /// When receipts are asked for once more.
     ask_later: Option<Instant>,
-    data_version: i64,
-    /// The version of the store in which others' wishes were looked for last.
+    /// The version of the store in which what other processes put there was looked for last.
     looked: i64,
-    /// More can be sent than when the outbox was looked at last.
+    /// There may be more to send than when the outbox was looked at last.
     room: bool,
     asked_for: HashSet<i64>,
     telling: HashSet<ChatId>,
@@ -156,7 +155,6 @@ impl Live {
             busy_at: Instant::now(),
             moving: false,
             ask_later: None,
-            data_version: -1,
             looked: -1,
             room: true,
             asked_for: HashSet::new(),
@@ -221,7 +219,7 @@ impl Live {
                 },
                 () = wake.wake.notified() => {
                     self.busy_at = Instant::now();
-                    (self.data_version, self.looked) = (-1, -1);
+                    (self.looked, self.room) = (-1, true);
                 }
                 () = &mut tick => {
                     self.look(worker).await?;
@@ -581,7 +579,7 @@ impl Live {
         if version == self.looked {
             return Ok(());
         }
-        self.looked = version;
+        (self.looked, self.room) = (version, true);
         self.busy_at = Instant::now();
         let asked = worker.inner.store().asked()?;
         for Fetch { id, chat, before, count } in asked {

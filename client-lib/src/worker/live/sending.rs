@@ -121,12 +121,10 @@ impl Live {
         if !worker.compared {
             return Ok(());
         }
-        let version = worker.inner.store().data_version()?;
         let again = self.sending.values().any(|sending| sending.again_at.is_some());
-        if version == self.data_version && !again && !std::mem::take(&mut self.room) {
+        if !std::mem::take(&mut self.room) && !again {
             return Ok(());
         }
-        self.data_version = version;
         let chats = worker.inner.store().unsent_chats()?;
         for chat in chats {
             if !self.held.contains(&chat) {
