@@ -283,6 +283,21 @@ impl Relay {
         }
     }
 
+    /// Shuts a device of this region out for good, as `godwit revoke` does. False if it is not enrolled here, as at an
+    /// edge.
+    ///
+    /// # Errors
+    /// That the store cannot write now; the device is not shut out.
+    pub fn revoke(&self, device: DeviceId) -> impl Future<Output = Result<bool, Refusal>> + Send + use<> {
+        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        async move {
+            match store {
+                Some(store) => store.revoke(device).await,
+                None => Ok(false),
+            }
+        }
+    }
+
     /// Requests that wait in the outbox for other homes.
     pub fn outbox_depth(&self) -> usize {
         self.edge.outbox.depth().0

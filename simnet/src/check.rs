@@ -73,6 +73,7 @@ impl Checker {
     /// A device was enrolled on a home without a past.
     pub fn enrolled(&self, device: &DeviceId) {
         let mut state = self.state();
+        state.let_in(device);
         let log = DeviceLog { since: self.world.now(), doubts: state.doubts.clone(), ..DeviceLog::default() };
         state.devices.insert(device.clone(), log);
     }
@@ -94,9 +95,22 @@ impl Checker {
     pub fn renewed(&self, device: &DeviceId) {
         let (now, mut state) = (self.world.now(), self.state());
         state.may_renumber(device);
+        state.let_in(device);
         state.enrolled.insert(device.clone(), now);
         // It holds a certificate that is not good any more.
         state.backups.remove(device);
+    }
+
+    /// A device was shut out: nothing is owed to it until it is enrolled anew, and what it has not sent may come through
+    /// or not.
+    pub fn revoked(&self, device: &DeviceId) {
+        let (now, mut state) = (self.world.now(), self.state());
+        state.shut_out(device, now);
+    }
+
+    /// The devices that are shut out.
+    pub(crate) fn all_revoked(&self) -> Vec<DeviceId> {
+        self.state().revoked.keys().cloned().collect()
     }
 
     /// A device's home is gone.
@@ -152,17 +166,9 @@ impl Checker {
         let (device, chat) = (device.clone(), chat.clone());
         let may_renumber = state.devices.get(&device).is_some_and(|log| log.may_renumber);
         let told = MessageState::Pending;
-        let put = Put {
-            device: device.clone(),
-            chat,
-            what,
-            at,
-            fate: Fate::Open,
-            told,
-            may_renumber,
-            is_kept: true,
-            loss: Loss::None,
-        };
+        let fate = if state.revoked.contains_key(&device) { Fate::ShutOut } else { Fate::Open };
+        let put =
+            Put { device: device.clone(), chat, what, at, fate, told, may_renumber, is_kept: true, loss: Loss::None };
         state.puts.insert(id, put);
         state.order.push(id);
         state.open.entry(device).or_default().push(id);
@@ -173,7 +179,7 @@ impl Checker {
         let mut state = self.state();
         let State { open, puts, .. } = &mut *state;
         let Some(open) = open.get_mut(device) else { return Vec::new() };
-        open.retain(|put| puts.get(put).is_some_and(|put| put.fate == Fate::Open));
+        open.retain(|put| puts.get(put).is_some_and(|put| matches!(put.fate, Fate::Open | Fate::ShutOut)));
         open.iter().filter(|put| puts.get(put).is_some_and(|put| put.loss != Loss::OnHold)).copied().collect()
     }
 

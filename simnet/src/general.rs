@@ -124,6 +124,7 @@ impl Making {
             88..93 => DeviceFault::Restore,
             93..95 => DeviceFault::Lose,
             95..97 => DeviceFault::Renew,
+            97 => DeviceFault::Revoke,
             _ => DeviceFault::Clock { millis: self.rng.i64(-50_000..50_000) },
         };
         (fault, lasts)

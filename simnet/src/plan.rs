@@ -99,6 +99,8 @@ pub enum DeviceFault {
     Lose,
     /// It is enrolled anew on the home that it has.
     Renew,
+    /// Its operator shuts it out, and it stays out.
+    Revoke,
     Clock {
         millis: i64,
     },
@@ -129,6 +131,8 @@ pub enum RelayFault {
     BackUp,
     /// It loses power, and its store is the copy that was made.
     Restore,
+    /// It loses power and its disk. Of a region's store, what was only there is gone; its devices are enrolled anew.
+    Lose,
 }
 
 /// Nothing passes from one to the other: relays, devices, users (their devices) or regions (their relays).

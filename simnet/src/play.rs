@@ -8,8 +8,10 @@ use crate::sim::{Options, Ran, Sim};
 use crate::world::places::Access;
 use anyhow::{Context, Result};
 use fastrand::Rng;
-use godwit_client::{Change, ChatId, Client, Content, Error, EventStream, Member, Role, Title, UserId};
-use godwit_wire::RelayId;
+use godwit_client::{
+    Change, ChatId, Client, ConnectionState, Content, DeviceId, Error, EventStream, Member, Role, Title, UserId,
+};
+use godwit_wire::{Code, RelayId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -148,6 +150,11 @@ impl Player {
         }
         loop {
             let mut waits = self.sim.checker().unsettled();
+            for device in self.sim.checker().all_revoked() {
+                if !self.is_out(&device) {
+                    waits.push(format!("rights: {device} was revoked, and is let in"));
+                }
+            }
             for relay in self.sim.relays() {
                 match self.sim.waiting(&relay).await {
                     Ok(waiting) => waits.extend(waiting.into_iter().map(|what| format!("liveness: at {relay} {what}"))),
@@ -171,6 +178,12 @@ impl Player {
             self.sim.checker().broken(format!("expected: apps are told at least {least} events, and were told {told}"));
         }
         Ok(())
+    }
+
+    fn is_out(&self, device: &DeviceId) -> bool {
+        let client = self.sim.client(device.as_str());
+        let state = client.map(|client| client.connection_state());
+        matches!(state, Some(ConnectionState::Refused(refusal)) if refusal.code == Code::Revoked)
     }
 
     /// What each device says of chats, as far as it has a part in them.
@@ -201,13 +214,13 @@ impl Player {
             What::Device { device, fault } => {
                 if self.take(device) {
                     self.device_fault(device, fault, step.lasts).await?;
-                    self.busy.borrow_mut().remove(device);
+                    self.free(device);
                 }
             }
             What::Relay { relay, fault } => {
                 if self.take(relay) {
                     self.relay_fault(relay, fault, step.lasts).await?;
-                    self.busy.borrow_mut().remove(relay);
+                    self.free(relay);
                 }
             }
             What::Cut(Cut { from, to, both }) => {
@@ -232,6 +245,10 @@ impl Player {
         self.busy.borrow_mut().insert(host.to_owned())
     }
 
+    fn free(&self, host: &str) {
+        self.busy.borrow_mut().remove(host);
+    }
+
     /// Waits until a fault ends.
     async fn lasts(&self, time: Duration) {
         tokio::select! {
@@ -241,7 +258,7 @@ impl Player {
         }
     }
 
-    async fn relay_fault(&self, relay: &str, fault: &RelayFault, lasts: Duration) -> Result<()> {
+    async fn relay_fault(self: &Rc<Self>, relay: &str, fault: &RelayFault, lasts: Duration) -> Result<()> {
         let sim = &self.sim;
         match fault {
             RelayFault::Crash { unsynced, syncs } => {
@@ -295,8 +312,17 @@ impl Player {
                 sim.crash(relay, Unsynced::Lost)?;
                 self.lasts(lasts).await;
                 sim.restore(relay, store)?;
-                sim.checker().store_restored(relay.parse::<RelayId>()?.region().as_str(), &heads);
-                sim.start(relay).await
+                self.come_back(relay, &heads).await
+            }
+            RelayFault::Lose => {
+                sim.crash(relay, Unsynced::Lost)?;
+                self.lasts(lasts).await;
+                sim.wipe(relay)?;
+                if sim.holds_store(relay)? {
+                    self.come_back(relay, &Heads::default()).await
+                } else {
+                    sim.start(relay).await
+                }
             }
             RelayFault::Clock { millis } => {
                 sim.set_clock(relay, *millis)?;
@@ -304,6 +330,34 @@ impl Player {
                 sim.set_clock(relay, 0)
             }
         }
+    }
+
+    /// Starts a relay whose store went back in time. Its operator does over what it forgot.
+    async fn come_back(self: &Rc<Self>, relay: &str, heads: &Heads) -> Result<()> {
+        let region = relay.parse::<RelayId>()?.region();
+        let checker = self.sim.checker();
+        let (enrolled, revoked) = checker.changed_since(region.as_str(), heads);
+        checker.store_restored(region.as_str(), heads);
+        self.sim.start(relay).await?;
+        for device in revoked {
+            self.sim.revoke(device.as_str()).await?;
+        }
+        for device in enrolled {
+            while !self.take(device.as_str()) {
+                self.sim.sleep(LOOK).await;
+            }
+            self.renew(device.as_str(), Duration::ZERO).await?;
+            self.free(device.as_str());
+        }
+        Ok(())
+    }
+
+    async fn renew(self: &Rc<Self>, id: &str, out: Duration) -> Result<()> {
+        self.sim.kill(id).await?;
+        self.lasts(out).await;
+        self.sim.enrol(id).await?;
+        self.sim.checker().renewed(&id.parse()?);
+        self.begin(id, false)
     }
 
     async fn device_fault(self: &Rc<Self>, id: &str, fault: &DeviceFault, lasts: Duration) -> Result<()> {
@@ -356,12 +410,11 @@ impl Player {
                 sim.enrol(id).await?;
                 self.begin(id, true)
             }
-            DeviceFault::Renew => {
-                sim.kill(id).await?;
-                self.lasts(lasts).await;
-                sim.enrol(id).await?;
-                sim.checker().renewed(&device);
-                self.begin(id, false)
+            DeviceFault::Renew => self.renew(id, lasts).await,
+            DeviceFault::Revoke => {
+                sim.revoke(id).await?;
+                sim.checker().revoked(&device);
+                Ok(())
             }
             DeviceFault::Clock { millis } => {
                 sim.set_clock(id, *millis)?;

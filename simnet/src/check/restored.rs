@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(crate) type Past = (DeviceId, ChatId, Vec<HistoryEntry>);
 
 /// How far chats go at a time.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heads {
     at: Duration,
     chats: BTreeMap<ChatId, u64>,
@@ -31,6 +31,20 @@ impl Checker {
         let logs = state.chats.iter().filter(|(chat, _)| chat.home().as_str() == region);
         let chats = logs.map(|(chat, log)| (chat.clone(), log.last_key_value().map_or(0, |(seq, _)| *seq))).collect();
         Heads { at: self.world.now(), chats }
+    }
+
+    /// The devices of `region` that were enrolled since a copy had these, and those that were shut out: a restored store
+    /// knows nothing of either.
+    pub(crate) fn changed_since(&self, region: &str, heads: &Heads) -> (Vec<DeviceId>, Vec<DeviceId>) {
+        let state = self.state();
+        let is_here = |device: &&DeviceId| device.home().as_str() == region;
+        let enrolled = state.devices.iter().filter(|(device, log)| {
+            let anew = state.enrolled.get(*device).copied().unwrap_or_default();
+            log.since.max(anew) > heads.at && !state.revoked.contains_key(*device)
+        });
+        let revoked = state.revoked.iter().filter(|(_, at)| **at > heads.at);
+        let enrolled = enrolled.map(|(device, _)| device).filter(is_here).cloned().collect();
+        (enrolled, revoked.map(|(device, _)| device).filter(is_here).cloned().collect())
     }
 
     /// The store of `region` is the copy again that had these.
@@ -60,14 +74,14 @@ impl Checker {
             }
         }
         let mut again = Vec::new();
-        let State { puts, enrolled, .. } = &mut *state;
+        let State { puts, enrolled, revoked, .. } = &mut *state;
         for (id, put) in puts.iter_mut().filter(|(_, put)| is_here(&put.chat)) {
             put.may_renumber = true;
-            let was_open = put.fate == Fate::Open;
+            let was_open = matches!(put.fate, Fate::Open | Fate::ShutOut);
             let was_lost = match put.fate {
                 Fate::Sent(seq) => seq.get() > kept(&put.chat),
                 // Its device may have been told what nobody saw.
-                Fate::Open => true,
+                Fate::Open | Fate::ShutOut => true,
                 Fate::Refused | Fate::Unsure => false,
             };
             if !was_lost {
@@ -79,7 +93,8 @@ impl Checker {
                 put.fate = Fate::Unsure;
                 continue;
             }
-            (put.fate, put.told, put.loss) = (Fate::Open, MessageState::Pending, Loss::OnHold);
+            (put.told, put.loss) = (MessageState::Pending, Loss::OnHold);
+            put.fate = if revoked.contains_key(&put.device) { Fate::ShutOut } else { Fate::Open };
             if !was_open {
                 again.push((put.device.clone(), *id));
             }

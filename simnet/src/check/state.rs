@@ -9,6 +9,8 @@ use std::time::Duration;
 pub(super) enum Fate {
     /// Its device keeps it.
     Open,
+    /// Its device keeps it, and is shut out.
+    ShutOut,
     Sent(Seq),
     Refused,
     /// Its device lost it, or came back from before it: it may be in the log or not.
@@ -82,6 +84,8 @@ pub(super) struct State {
     /// When each was enrolled anew, on the home that it had.
     pub(super) enrolled: BTreeMap<DeviceId, Duration>,
     pub(super) backups: BTreeMap<DeviceId, (DeviceLog, usize)>,
+    /// Those that were shut out, and when.
+    pub(super) revoked: BTreeMap<DeviceId, Duration>,
     /// Regions whose store was restored since devices compared what they have.
     pub(super) doubts: BTreeSet<String>,
     /// Entries of which only their place is left.
@@ -107,7 +111,7 @@ impl State {
         for (chat, log) in &self.chats {
             let members = Membership::of(log);
             let erased = erased(log);
-            for (device, own) in &self.devices {
+            for (device, own) in self.devices.iter().filter(|(device, _)| !self.revoked.contains_key(device)) {
                 let view = own.chats.get(chat);
                 for (seq, fact) in log {
                     let mine = fact.from == *device || !members.sees(&device.user(), *seq) || erased.contains(seq);
@@ -241,12 +245,30 @@ impl State {
         }
     }
 
+    /// A device is shut out, and sends nothing more.
+    pub(super) fn shut_out(&mut self, device: &DeviceId, now: Duration) {
+        self.revoked.insert(device.clone(), now);
+        self.set_fate(device, &Fate::Open, &Fate::ShutOut);
+    }
+
+    /// A device was enrolled, and sends what it has.
+    pub(super) fn let_in(&mut self, device: &DeviceId) {
+        self.revoked.remove(device);
+        self.set_fate(device, &Fate::ShutOut, &Fate::Open);
+    }
+
+    fn set_fate(&mut self, device: &DeviceId, from: &Fate, to: &Fate) {
+        for put in self.puts.values_mut().filter(|put| put.device == *device && put.fate == *from) {
+            put.fate = to.clone();
+        }
+    }
+
     /// What a device put in from so many puts on is not in its home any more.
     pub(super) fn forget_puts(&mut self, device: &DeviceId, from: usize) {
         for id in &self.order[from..] {
             let Some(put) = self.puts.get_mut(id).filter(|put| put.device == *device) else { continue };
             put.is_kept = false;
-            if put.fate == Fate::Open {
+            if matches!(put.fate, Fate::Open | Fate::ShutOut) {
                 put.fate = Fate::Unsure;
             }
         }

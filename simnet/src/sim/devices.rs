@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 
 /// How long an enrolment token lives.
 const TOKEN_LIFE: Duration = Duration::from_hours(1);
+/// What a relay did not take is tried again after this.
+const AGAIN: Duration = Duration::from_secs(2);
 /// No transaction is held up.
 const NEVER: u64 = u64::MAX;
 
@@ -117,7 +119,7 @@ impl Sim {
                 Ok(_) => break,
                 Err(error) => {
                     self.0.world.note(&format!("{id} is not enrolled: {error}"));
-                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    tokio::time::sleep(AGAIN).await;
                 }
             }
         }
@@ -214,6 +216,22 @@ impl Sim {
         self.0.world.note(&format!("lose {id}"));
         let home = self.phone(id, |phone| phone.home.clone())?;
         Ok(std::fs::remove_dir_all(home)?)
+    }
+
+    /// Shuts a device out at the relay that holds its region's store, trying until that is up.
+    pub async fn revoke(&self, id: &str) -> Result<()> {
+        let device = self.phone(id, |phone| phone.device.clone())?;
+        let relays = self.relays();
+        let relays: Vec<&String> = relays.iter().filter(|relay| is_of(relay, device.home().as_str())).collect();
+        loop {
+            for relay in &relays {
+                if let Some(Ok(true)) = self.revoke_at(relay, &device).await? {
+                    self.0.world.note(&format!("{id} is revoked"));
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Moves a device to another network, and tells its client so or not.

@@ -1,6 +1,6 @@
 //! Relays of a simulation.
 
-use super::{Sim, Skew};
+use super::{Device, Sim, Skew};
 use crate::disk::{SimDisk, Unsynced};
 use crate::world::places::Access;
 use crate::world::{HostId, SimSocket, World};
@@ -9,7 +9,7 @@ use godwit_relay::config::Layers;
 use godwit_relay::host::{Disk, Host, Network, Threads};
 use godwit_relay::store::file;
 use godwit_relay::{Config, Relay};
-use godwit_wire::RelayId;
+use godwit_wire::{Refusal, RelayId};
 use quinn::AsyncUdpSocket;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -27,6 +27,7 @@ const DATA: &str = "/data";
 /// A relay's machine.
 pub(super) struct Node {
     pub(super) host: HostId,
+    holds_store: bool,
     config: Config,
     disk: SimDisk,
     skew: Skew,
@@ -88,7 +89,8 @@ impl Sim {
         for (key, value) in own.iter().chain(settings) {
             layers.flag("simnet", key, value)?;
         }
-        let node = Node { host, config: layers.config()?, disk, skew: Skew::new(), failed, relay: None };
+        let node =
+            Node { host, holds_store: first, config: layers.config()?, disk, skew: Skew::new(), failed, relay: None };
         self.0.relays.borrow_mut().insert(id.to_owned(), node);
         self.start(id).await
     }
@@ -104,6 +106,11 @@ impl Sim {
 
     pub fn is_up(&self, id: &str) -> bool {
         self.0.relays.borrow().get(id).is_some_and(|node| node.relay.is_some())
+    }
+
+    /// Whether a relay holds its region's store, as the first of a region does.
+    pub fn holds_store(&self, id: &str) -> Result<bool> {
+        self.node(id, |node| node.holds_store)
     }
 
     /// Where a relay listens.
@@ -213,6 +220,15 @@ impl Sim {
         let copying = self.node(id, |node| node.relay.as_ref().map(|relay| relay.back_up(to.clone())))?;
         copying.with_context(|| format!("{id} is down"))?.await?;
         self.disk(id, |disk| disk.copy(&to))?.with_context(|| format!("{id} made no copy"))
+    }
+
+    /// Shuts a device out; none if the relay is down.
+    pub(super) async fn revoke_at(&self, id: &str, device: &Device) -> Result<Option<Result<bool, Refusal>>> {
+        let revoking = self.node(id, |node| node.relay.as_ref().map(|relay| relay.revoke(device.clone())))?;
+        match revoking {
+            Some(revoking) => Ok(Some(revoking.await)),
+            None => Ok(None),
+        }
     }
 
     /// Puts an older store's file in the place of the one a relay that is down has.
