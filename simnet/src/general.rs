@@ -1,9 +1,11 @@
 //! The general workload: a cluster, its people and its bad day, all from one seed.
 
 use crate::disk::Unsynced;
-use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Plan, RelayFault, RelayPlan, Step, What};
+use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Plan, RelayFault, RelayPlan, Step, What};
 use crate::scenario::Random;
+use crate::world::places::PipeChanges;
 use fastrand::Rng;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
@@ -42,6 +44,11 @@ impl Making {
 
     fn act(&mut self, at: Duration, device: &str, action: Action) {
         self.step(at, Duration::ZERO, What::Do { device: device.to_owned(), action });
+    }
+
+    fn region(&mut self) -> String {
+        let relay = pick(&mut self.rng, &self.relays);
+        relay.split_once('/').map_or(relay, |(region, _)| region).to_owned()
     }
 
     fn device_of(&mut self, user: &str) -> String {
@@ -161,6 +168,23 @@ impl Making {
                 let (fault, lasts) = self.relay_fault();
                 self.step(at, lasts, What::Relay { relay, fault });
             }
+            75..80 => {
+                let (from, to) = (self.region(), self.region());
+                let with = PipeChanges {
+                    latency: Some(self.time(Duration::from_millis(400))),
+                    jitter: Some(self.time(Duration::from_millis(100))),
+                    loss: Some(self.rng.f64() * 0.2),
+                    burst: Some(self.rng.f64() * 0.01),
+                    burst_length: Some(30.0),
+                    duplicate: Some(self.rng.f64() * 0.05),
+                    reorder: Some(self.rng.f64() * 0.05),
+                    mbit_per_second: Some(1.0 + self.rng.f64() * 20.0),
+                    ..PipeChanges::default()
+                };
+                let both = self.rng.bool();
+                let lasts = self.lasting(Duration::from_mins(1));
+                self.step(at, lasts, What::Link(Link { from, to, both, with }));
+            }
             _ => {
                 let mut all = self.relays.clone();
                 if self.rng.bool() {
@@ -219,6 +243,7 @@ pub fn plan(seed: u64) -> Plan {
     let wan = regions.len() > 1;
     let settings = vec![("cluster.network".to_owned(), if wan { "wan" } else { "lan" }.to_owned())];
     Plan {
+        networks: BTreeMap::new(),
         relays: relays.into_iter().map(|id| RelayPlan { id, settings: settings.clone() }).collect(),
         devices: devices.into_iter().map(|id| DevicePlan { id, access: network(&mut rng) }).collect(),
         steps,

@@ -4,7 +4,9 @@
 //! [`crate::play`]. It is plain data, so that parts of it can be left out to find the smallest that still fails.
 
 use crate::disk::Unsynced;
+use crate::world::places::{Access, PipeChanges};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A relay: the first of a region holds its store, those after it are edges.
@@ -145,16 +147,29 @@ pub struct Cut {
     pub both: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What packets meet between two regions, or within one.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub from: String,
+    pub to: String,
+    #[serde(default)]
+    pub both: bool,
+    /// What is different from the usual.
+    pub with: PipeChanges,
+}
+
+#[derive(Clone, Debug, PartialEq)]
 pub enum What {
     Do { device: String, action: Action },
     Device { device: String, fault: DeviceFault },
     Relay { relay: String, fault: RelayFault },
     Cut(Cut),
+    Link(Link),
 }
 
 /// One thing on the time line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     pub at: Duration,
     /// How long what goes wrong lasts.
@@ -168,6 +183,10 @@ impl Step {
     }
 }
 
+fn arrow(both: bool) -> &'static str {
+    if both { "<->" } else { "->" }
+}
+
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:>8.3} s ", self.at.as_secs_f64())?;
@@ -176,17 +195,19 @@ impl std::fmt::Display for Step {
             What::Device { device, fault } => write!(f, "{device} {fault:?}")?,
             What::Relay { relay, fault } => write!(f, "{relay} {fault:?}")?,
             What::Cut(Cut { from, to, both }) => {
-                let arrow = if *both { "<->" } else { "->" };
-                write!(f, "cut {} {arrow} {}", from.join(" "), to.join(" "))?;
+                write!(f, "cut {} {} {}", from.join(" "), arrow(*both), to.join(" "))?;
             }
+            What::Link(Link { from, to, both, with }) => write!(f, "link {from} {} {to} {with:?}", arrow(*both))?,
         }
         write!(f, ", for {:.3} s", self.lasts.as_secs_f64())
     }
 }
 
 /// A whole run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
+    /// Access networks of its own, by name.
+    pub networks: BTreeMap<String, Access>,
     pub relays: Vec<RelayPlan>,
     pub devices: Vec<DevicePlan>,
     /// In the order of their time.
@@ -197,4 +218,11 @@ pub struct Plan {
     pub settles: Duration,
     /// Apps must be told at least so much, or nothing was tried.
     pub events: u64,
+}
+
+impl Plan {
+    /// An access network by its name.
+    pub(crate) fn access(&self, name: &str) -> Option<Access> {
+        self.networks.get(name).copied().or_else(|| Access::named(name))
+    }
 }

@@ -2,10 +2,10 @@
 
 use crate::check::{Heads, Past, What as Said};
 use crate::disk::Unsynced;
-use crate::plan::{Action, Cut, DeviceFault, Plan, RelayFault, Step, What};
+use crate::plan::{Action, Cut, DeviceFault, Link, Plan, RelayFault, Step, What};
 use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
-use crate::world::places::Access;
+use crate::world::places::{Access, PipeChanges};
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use godwit_client::{
@@ -36,6 +36,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 struct Player {
     sim: Sim,
+    plan: Plan,
     chats: RefCell<BTreeMap<String, ChatId>>,
     messages: Cell<u64>,
     /// Copies of stores, by relay.
@@ -55,23 +56,21 @@ pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
     let ((), ran) = Sim::run(options, async move |sim| {
         let player = Rc::new(Player {
             sim,
+            plan,
             chats: RefCell::default(),
             messages: Cell::new(0),
             stores: RefCell::default(),
             busy: RefCell::default(),
             healed: CancellationToken::new(),
         });
-        player.play(&plan).await
+        player.play().await
     })?;
     Ok(ran)
 }
 
-fn access(name: &str) -> Result<Access> {
-    Access::named(name).with_context(|| format!("no access network {name:?}"))
-}
-
 impl Player {
-    async fn play(self: &Rc<Self>, plan: &Plan) -> Result<()> {
+    async fn play(self: &Rc<Self>) -> Result<()> {
+        let plan = &self.plan;
         for relay in &plan.relays {
             let settings: Vec<(&str, &str)> =
                 relay.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
@@ -79,7 +78,7 @@ impl Player {
         }
         let mut enrolling = JoinSet::new();
         for device in &plan.devices {
-            let (player, id, access) = (self.clone(), device.id.clone(), access(&device.access)?);
+            let (player, id, access) = (self.clone(), device.id.clone(), self.access(&device.access)?);
             enrolling.spawn_local(async move {
                 player.sim.device(&id, access).await?;
                 player.begin(&id, true)
@@ -109,7 +108,11 @@ impl Player {
             ended??;
         }
         self.heal().await?;
-        self.settle(plan).await
+        self.settle().await
+    }
+
+    fn access(&self, name: &str) -> Result<Access> {
+        self.plan.access(name).with_context(|| format!("no access network {name:?}"))
     }
 
     /// Notes now and then what waits, for as long as the run lasts.
@@ -141,7 +144,8 @@ impl Player {
         Ok(())
     }
 
-    async fn settle(&self, plan: &Plan) -> Result<()> {
+    async fn settle(&self) -> Result<()> {
+        let plan = &self.plan;
         let deadline = self.sim.now() + plan.settles;
         let doubtful = self.sim.checker().doubtful_chats();
         if !doubtful.is_empty() {
@@ -235,6 +239,17 @@ impl Player {
                 each(&|from, to| self.sim.cut(from, to));
                 self.lasts(step.lasts).await;
                 each(&|from, to| self.sim.mend(from, to));
+            }
+            What::Link(Link { from, to, both, with }) => {
+                let set = |changes: Option<PipeChanges>| {
+                    self.sim.set_link(from, to, changes);
+                    if *both {
+                        self.sim.set_link(to, from, changes);
+                    }
+                };
+                set(Some(*with));
+                self.lasts(step.lasts).await;
+                set(None);
             }
         }
         Ok(())
@@ -382,11 +397,11 @@ impl Player {
                 sim.set_offline(id, false)
             }
             DeviceFault::Access { access: name } => {
-                sim.set_access(id, access(name)?)?;
+                sim.set_access(id, self.access(name)?)?;
                 self.lasts(lasts).await;
                 sim.set_access(id, Access::WIFI)
             }
-            DeviceFault::Roam { access: name, told } => sim.roam(id, access(name)?, *told).await,
+            DeviceFault::Roam { access: name, told } => sim.roam(id, self.access(name)?, *told).await,
             DeviceFault::Rebind => sim.rebind(id),
             DeviceFault::BackUp => {
                 sim.checker().backed_up(&device);

@@ -131,7 +131,7 @@ impl Page<'_> {
             let (host, color) = match &step.what {
                 What::Relay { relay, .. } => (relay.as_str(), COLORS[1]),
                 What::Device { device, .. } => (device.as_str(), COLORS[3]),
-                What::Do { .. } | What::Cut(_) => ("network", COLORS[4]),
+                What::Do { .. } | What::Cut(_) | What::Link(_) => ("network", COLORS[4]),
             };
             let Some(lane) = lanes.iter().position(|lane| lane == host) else { continue };
             let Step { at, lasts, .. } = step;

@@ -40,17 +40,27 @@
 //! at = "40s"
 //! lasts = "1m"
 //! cut = { from = ["eu"], to = ["us"], both = true }
+//!
+//! [[step]]
+//! at = "50s"
+//! lasts = "1m"
+//! link = { from = "eu", to = "us", both = true, with = { latency = "300ms", loss = 0.05 } }
+//!
+//! [networks.ship]                                # access networks of its own
+//! like = "edge"
+//! up = { latency = "300ms", mbit_per_second = 0.1 }
+//! down = { latency = "300ms" }
 //! ```
 //!
-//! What can stand there is listed at [`Action`], [`DeviceFault`], [`RelayFault`] and [`Cut`]. Names of chats are the file's
+//! What can stand there is listed at [`Action`], [`DeviceFault`], [`RelayFault`], [`Cut`], [`Link`] and [`PipeChanges`]. Names of chats are the file's
 //! own; they are the titles of groups. Unknown keys and names are refused with their line or step.
 
 use crate::general;
-use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Plan, RelayFault, RelayPlan, Step, What};
-use crate::world::places::Access;
+use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Plan, RelayFault, RelayPlan, Step, What};
+use crate::world::places::{Access, PipeChanges, time};
 use godwit_client::{DeviceId, UserId};
 use godwit_wire::RelayId;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,11 +74,6 @@ pub enum ScenarioError {
     Syntax { path: PathBuf, source: Box<toml::de::Error> },
     #[error("{}: {what}", path.display())]
     Meaning { path: PathBuf, what: String },
-}
-
-fn time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(d)?;
-    humantime::parse_duration(&text).map_err(|error| serde::de::Error::custom(format!("{text:?}: {error}")))
 }
 
 fn ten_minutes() -> Duration {
@@ -101,19 +106,40 @@ struct StepFile {
     suffers: Option<DeviceFault>,
     fails: Option<RelayFault>,
     cut: Option<Cut>,
+    link: Option<Link>,
 }
 
 impl StepFile {
     fn step(self) -> Result<Step, String> {
-        let Self { at, lasts, device, relay, does, suffers, fails, cut } = self;
-        let what = match (device, relay, does, suffers, fails, cut) {
-            (Some(device), None, Some(action), None, None, None) => What::Do { device, action },
-            (Some(device), None, None, Some(fault), None, None) => What::Device { device, fault },
-            (None, Some(relay), None, None, Some(fault), None) => What::Relay { relay, fault },
-            (None, None, None, None, None, Some(cut)) => What::Cut(cut),
-            _ => return Err("must have device and does, device and suffers, relay and fails, or cut".to_owned()),
+        let Self { at, lasts, device, relay, does, suffers, fails, cut, link } = self;
+        let what = match (device, relay, does, suffers, fails, cut, link) {
+            (Some(device), None, Some(action), None, None, None, None) => What::Do { device, action },
+            (Some(device), None, None, Some(fault), None, None, None) => What::Device { device, fault },
+            (None, Some(relay), None, None, Some(fault), None, None) => What::Relay { relay, fault },
+            (None, None, None, None, None, Some(cut), None) => What::Cut(cut),
+            (None, None, None, None, None, None, Some(link)) => What::Link(link),
+            _ => return Err("must have device and does, device and suffers, relay and fails, cut, or link".to_owned()),
         };
         Ok(Step { at, lasts, what })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkFile {
+    like: String,
+    #[serde(default)]
+    up: PipeChanges,
+    #[serde(default)]
+    down: PipeChanges,
+}
+
+impl NetworkFile {
+    fn access(&self) -> Result<Access, String> {
+        let like = Access::named(&self.like).ok_or_else(|| format!("there is no access network {:?}", self.like))?;
+        self.up.check().map_err(|what| format!("up: {what}"))?;
+        self.down.check().map_err(|what| format!("down: {what}"))?;
+        Ok(Access { up: self.up.over(like.up), down: self.down.over(like.down), ..like })
     }
 }
 
@@ -123,6 +149,8 @@ struct File {
     about: String,
     relays: Vec<String>,
     devices: BTreeMap<String, String>,
+    #[serde(default)]
+    networks: BTreeMap<String, NetworkFile>,
     #[serde(deserialize_with = "time")]
     heals: Duration,
     #[serde(default = "ten_minutes", deserialize_with = "time")]
@@ -159,7 +187,7 @@ impl Scenario {
     }
 
     fn check(file: File) -> Result<Self, String> {
-        let File { about, relays, devices, heals, settles, events, settings, random, step } = file;
+        let File { about, relays, devices, networks, heals, settles, events, settings, random, step } = file;
         let settings: Vec<(String, String)> = settings.into_iter().collect();
         let mut regions = BTreeSet::new();
         for id in &relays {
@@ -169,36 +197,44 @@ impl Scenario {
         if relays.is_empty() || devices.is_empty() {
             return Err("relays and devices must not be empty".to_owned());
         }
+        let mut own = BTreeMap::new();
+        for (name, network) in networks {
+            let bad = |what: String| format!("networks: {name:?}: {what}");
+            if Access::named(&name).is_some() {
+                return Err(bad("there is one of this name already".to_owned()));
+            }
+            own.insert(name.clone(), network.access().map_err(bad)?);
+        }
         let mut names: BTreeSet<String> = relays.iter().chain(&regions).cloned().collect();
-        for (id, access) in &devices {
-            let device: DeviceId = id.parse().map_err(|error| format!("devices: {id:?}: {error}"))?;
-            if !regions.contains(device.home().as_str()) {
-                return Err(format!("devices: {id:?}: there is no relay of its region"));
-            }
-            if Access::named(access).is_none() {
-                return Err(format!("devices: {id:?}: there is no access network {access:?}"));
-            }
-            names.extend([id.clone(), device.user().to_string()]);
-        }
-        let mut steps = Vec::new();
-        for (number, step) in (1..).zip(step) {
-            let bad = |what: String| format!("step {number}: {what}");
-            let step = step.step().map_err(bad)?;
-            check_names(&step, &relays, &devices, &names).map_err(bad)?;
-            if step.at > heals {
-                return Err(bad(format!("at {:?} is after all heals, at {heals:?}", step.at)));
-            }
-            steps.push(step);
-        }
-        steps.sort_by_key(|step| step.at);
-        let plan = Plan {
+        let mut plan = Plan {
+            networks: own,
             relays: relays.into_iter().map(|id| RelayPlan { id, settings: settings.clone() }).collect(),
             devices: devices.into_iter().map(|(id, access)| DevicePlan { id, access }).collect(),
-            steps,
+            steps: Vec::new(),
             heals,
             settles,
             events,
         };
+        for DevicePlan { id, access } in &plan.devices {
+            let device: DeviceId = id.parse().map_err(|error| format!("devices: {id:?}: {error}"))?;
+            if !regions.contains(device.home().as_str()) {
+                return Err(format!("devices: {id:?}: there is no relay of its region"));
+            }
+            if plan.access(access).is_none() {
+                return Err(format!("devices: {id:?}: there is no access network {access:?}"));
+            }
+            names.extend([id.clone(), device.user().to_string()]);
+        }
+        for (number, step) in (1..).zip(step) {
+            let bad = |what: String| format!("step {number}: {what}");
+            let step = step.step().map_err(bad)?;
+            check_names(&step, &plan, &names, &regions).map_err(bad)?;
+            if step.at > heals {
+                return Err(bad(format!("at {:?} is after all heals, at {heals:?}", step.at)));
+            }
+            plan.steps.push(step);
+        }
+        plan.steps.sort_by_key(|step| step.at);
         Ok(Self { about, random, plan })
     }
 
@@ -210,14 +246,9 @@ impl Scenario {
     }
 }
 
-fn check_names(
-    step: &Step,
-    relays: &[String],
-    devices: &BTreeMap<String, String>,
-    names: &BTreeSet<String>,
-) -> Result<(), String> {
+fn check_names(step: &Step, plan: &Plan, names: &BTreeSet<String>, regions: &BTreeSet<String>) -> Result<(), String> {
     let known = |is: bool, kind: &str, id: &String| if is { Ok(()) } else { Err(format!("there is no {kind} {id:?}")) };
-    let device = |id: &String| known(devices.contains_key(id), "device", id);
+    let device = |id: &String| known(plan.devices.iter().any(|device| device.id == *id), "device", id);
     let user = |id: &String| {
         let is_user = id.parse::<UserId>().is_ok_and(|user| names.contains(user.as_str()));
         known(is_user, "user", id)
@@ -236,18 +267,22 @@ fn check_names(
         What::Device { device: id, fault } => {
             device(id)?;
             match fault {
-                DeviceFault::Access { access } | DeviceFault::Roam { access, .. }
-                    if Access::named(access).is_none() =>
-                {
-                    Err(format!("there is no access network {access:?}"))
+                DeviceFault::Access { access } | DeviceFault::Roam { access, .. } => {
+                    known(plan.access(access).is_some(), "access network", access)
                 }
                 _ => Ok(()),
             }
         }
-        What::Relay { relay, .. } => known(relays.contains(relay), "relay", relay),
+        What::Relay { relay, .. } => known(plan.relays.iter().any(|known| known.id == *relay), "relay", relay),
         What::Cut(cut) => match cut.from.iter().chain(&cut.to).find(|name| !names.contains(*name)) {
             Some(name) => Err(format!("there is nobody called {name:?}")),
             None => Ok(()),
         },
+        What::Link(Link { from, to, with, .. }) => {
+            for name in [from, to] {
+                known(regions.contains(name), "region", name)?;
+            }
+            with.check()
+        }
     }
 }

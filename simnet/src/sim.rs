@@ -12,6 +12,7 @@ use crate::check::Checker;
 use crate::entropy;
 use crate::report::Recorder;
 use crate::trace::Trace;
+use crate::world::places::{self, PipeChanges};
 use crate::world::{HostId, Packets, World};
 use anyhow::{Context, Result, anyhow};
 use devices::Phone;
@@ -239,6 +240,12 @@ impl Sim {
     pub fn cut(&self, from: &str, to: &str) {
         self.0.world.note(&format!("cut {from} -> {to}"));
         self.0.world.cut(&self.hosts(from), &self.hosts(to), true);
+    }
+
+    /// Changes what packets meet between two regions, one way or within one if they are the same; none has it be as usual.
+    pub fn set_link(&self, from: &str, to: &str, changes: Option<PipeChanges>) {
+        self.0.world.note(&format!("link {from} -> {to}: {changes:?}"));
+        self.0.world.set_link(from, to, changes.map(|changes| changes.over(places::between(from, to))));
     }
 
     /// What was cut from one to the other passes again.

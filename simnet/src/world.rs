@@ -108,6 +108,8 @@ struct State {
     next_address: u32,
     in_flight: BTreeMap<(Duration, u64), Flight>,
     sequence: u64,
+    /// The ways from one region to another that are not as the table has them.
+    links: Vec<(String, String, Way)>,
     /// Nothing passes from the first to the second.
     cuts: BTreeSet<(HostId, HostId)>,
     packets: Packets,
@@ -222,7 +224,7 @@ impl State {
         let target = self.addresses.get(&to).copied();
         self.packets.sent += 1;
         self.packets.bytes += bytes.len() as u64;
-        let arrival = self.travel(id, target.map(|(host, _)| host), now, bytes.len(), &up, &down);
+        let (arrival, doubled) = self.travel(id, target.map(|(host, _)| host), now, bytes.len(), &up, &down);
         let number = |host: HostId| u64::from(host.0);
         let receiver = target.map_or(u64::MAX, |(host, _)| number(host));
         let lands = arrival.map_or(u64::MAX, |at| u64::try_from(at.as_micros()).unwrap_or(u64::MAX));
@@ -238,8 +240,9 @@ impl State {
             return false;
         };
         let bytes = Bytes::copy_from_slice(bytes);
-        let twice =
-            up.duplicate < self.host(id).up.pipe.duplicate || down.duplicate < self.host(host).down.pipe.duplicate;
+        let twice = up.duplicate < self.host(id).up.pipe.duplicate
+            || down.duplicate < self.host(host).down.pipe.duplicate
+            || doubled;
         if twice {
             self.packets.doubled += 1;
             let late = arrival + LATE.mul_f64(up.late);
@@ -254,6 +257,7 @@ impl State {
         self.in_flight.insert((arrival, self.sequence), flight);
     }
 
+    /// When a packet is there, if it gets there, and whether the way between regions doubles it.
     fn travel(
         &mut self,
         from: HostId,
@@ -262,21 +266,30 @@ impl State {
         len: usize,
         up: &Draw,
         down: &Draw,
-    ) -> Option<Duration> {
+    ) -> (Option<Duration>, bool) {
         let sender = self.host_mut(from);
         let left = sender.up.pass(now, len, up);
-        let to = to?;
+        let Some(to) = to else { return (None, false) };
         if sender.state == Reach::Offline
             || sender.udp_blocked
             || self.host(to).udp_blocked
             || self.cuts.contains(&(from, to))
         {
-            return None;
+            return (None, false);
         }
-        let far = distance(&self.host(from).region, &self.host(to).region);
-        // On long ways, a little by which routes vary.
-        let arrived = left? + far + far.mul_f64(up.late / 20.0);
-        self.host_mut(to).down.pass(arrived, len, down)
+        let Some(left) = left else { return (None, false) };
+        let (near, far) = (&self.hosts[from.0 as usize].region, &self.hosts[to.0 as usize].region);
+        let link = self.links.iter_mut().find(|(from, to, _)| from == near && to == far);
+        let (arrived, doubled) = if let Some((.., link)) = link {
+            let draw = Draw::new(&mut self.rng);
+            (link.pass(left, len, &draw), draw.duplicate < link.pipe.duplicate)
+        } else {
+            let far = distance(near, far);
+            // On long ways, a little by which routes vary.
+            (Some(left + far + far.mul_f64(up.late / 20.0)), false)
+        };
+        let there = arrived.and_then(|arrived| self.host_mut(to).down.pass(arrived, len, down));
+        (there, doubled)
     }
 
     /// Hands over what has arrived. The wakers of those who wait for it.
@@ -314,6 +327,7 @@ impl World {
             next_address: 0,
             in_flight: BTreeMap::new(),
             sequence: 0,
+            links: Vec::new(),
             cuts: BTreeSet::new(),
             packets: Packets::default(),
         };
@@ -440,9 +454,20 @@ impl World {
         }
     }
 
-    /// Ends all cuts.
+    /// Changes the way from one region to another, or has it be as usual.
+    pub(crate) fn set_link(&self, from: &str, to: &str, pipe: Option<Pipe>) {
+        let links = &mut self.state().links;
+        links.retain(|(near, far, _)| (near.as_str(), far.as_str()) != (from, to));
+        if let Some(pipe) = pipe {
+            links.push((from.to_owned(), to.to_owned(), Way::new(pipe)));
+        }
+    }
+
+    /// Ends all cuts, and has all links be as usual.
     pub(crate) fn heal(&self) {
-        self.state().cuts.clear();
+        let mut state = self.state();
+        state.cuts.clear();
+        state.links.clear();
     }
 
     /// Writes an event into the trace.

@@ -1,5 +1,6 @@
 //! Where hosts are, and how they are connected.
 
+use serde::{Deserialize, Deserializer};
 use std::time::Duration;
 
 /// Round trips between regions in milliseconds, as cloud providers publish them between their data centres (medians,
@@ -101,6 +102,97 @@ impl Pipe {
         self.queue = Duration::from_millis(millis);
         self
     }
+}
+
+/// What is different about a pipe. Shares are from 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipeChanges {
+    #[serde(deserialize_with = "some_time")]
+    pub latency: Option<Duration>,
+    #[serde(deserialize_with = "some_time")]
+    pub jitter: Option<Duration>,
+    /// The share lost at random.
+    pub loss: Option<f64>,
+    /// The chance of each packet to begin a bad time.
+    pub burst: Option<f64>,
+    /// How many packets a bad time lasts on average.
+    pub burst_length: Option<f64>,
+    pub duplicate: Option<f64>,
+    pub reorder: Option<f64>,
+    pub mbit_per_second: Option<f64>,
+    #[serde(deserialize_with = "some_time")]
+    pub queue: Option<Duration>,
+    /// At least 1200 bytes, without which there is no QUIC (RFC 9000, 14).
+    pub mtu: Option<usize>,
+}
+
+/// A time as people write it, such as `80ms`.
+pub(crate) fn time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    humantime::parse_duration(&text).map_err(|error| serde::de::Error::custom(format!("{text:?}: {error}")))
+}
+
+fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+    time(d).map(Some)
+}
+
+impl PipeChanges {
+    const SLOWEST: Duration = Duration::from_mins(1);
+
+    /// What is wrong with them, if anything is.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let shares =
+            [("loss", self.loss), ("burst", self.burst), ("duplicate", self.duplicate), ("reorder", self.reorder)];
+        for (name, share) in shares {
+            if share.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+                return Err(format!("{name} must be from 0 to 1"));
+            }
+        }
+        for (name, time) in [("latency", self.latency), ("jitter", self.jitter), ("queue", self.queue)] {
+            if time.is_some_and(|time| time > Self::SLOWEST) {
+                return Err(format!("{name} must be at most {:?}", Self::SLOWEST));
+            }
+        }
+        if self.burst_length.is_some_and(|length| !(1.0..=1e6).contains(&length)) {
+            return Err("burst_length must be from 1 to 1000000".to_owned());
+        }
+        if self.mbit_per_second.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
+            return Err("mbit_per_second must be from 0.001 to 1000000".to_owned());
+        }
+        if self.mtu.is_some_and(|mtu| !(1200..=65_535).contains(&mtu)) {
+            return Err("mtu must be from 1200 to 65535".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn over(&self, pipe: Pipe) -> Pipe {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked to be from 125 to 1.25e11"
+        )]
+        let bandwidth = self.mbit_per_second.map(|rate| (rate * 125_000.0) as u64);
+        Pipe {
+            latency: self.latency.unwrap_or(pipe.latency),
+            jitter: self.jitter.unwrap_or(pipe.jitter),
+            loss: Loss {
+                random: self.loss.unwrap_or(pipe.loss.random),
+                burst: self.burst.unwrap_or(pipe.loss.burst),
+                burst_length: self.burst_length.unwrap_or(pipe.loss.burst_length),
+            },
+            duplicate: self.duplicate.unwrap_or(pipe.duplicate),
+            reorder: self.reorder.unwrap_or(pipe.reorder),
+            bandwidth: bandwidth.unwrap_or(pipe.bandwidth),
+            queue: self.queue.unwrap_or(pipe.queue),
+            mtu: self.mtu.unwrap_or(pipe.mtu),
+        }
+    }
+}
+
+/// What is between two regions.
+pub(crate) fn between(from: &str, to: &str) -> Pipe {
+    Pipe { latency: distance(from, to), ..Access::DATA_CENTRE.up }
 }
 
 /// How a host is connected. The profiles are typical measurements, not limits of a technology.

@@ -40,6 +40,10 @@ device = "alice@eu/phone"
 does = { direct = { chat = "c", with = "bob@eu" } }
 "#;
 
+/// Who acts in its step, and how.
+const STEP: &str = r#"device = "alice@eu/phone"
+does = { direct = { chat = "c", with = "bob@eu" } }"#;
+
 #[test]
 fn what_is_wrong_is_said_with_its_place_and_ends_in_exit_code_2() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -58,6 +62,18 @@ fn what_is_wrong_is_said_with_its_place_and_ends_in_exit_code_2() {
         ("device = \"alice", "device = \"carol", "step 1: there is no device"),
         ("does = { direct", "does = { dance", "dance"),
         ("at = \"1s\"", "at = \"2h\"", "step 1: at"),
+        ("[devices]", "[networks.\"4g\"]\nlike = \"wifi\"\n[devices]", "networks: \"4g\": there is one of this name"),
+        ("[devices]", "[networks.ship]\nlike = \"raft\"\n[devices]", "no access network \"raft\""),
+        (
+            "[devices]",
+            "[networks.ship]\nlike = \"edge\"\nup = { loss = 2.0 }\n[devices]",
+            "up: loss must be from 0 to 1",
+        ),
+        ("[devices]", "[networks.ship]\nlike = \"edge\"\nup = { los = 0.2 }\n[devices]", "los"),
+        ("does = {", "link = { from = \"eu\", to = \"eu\", with = {} }\ndoes = {", "step 1: must have"),
+        (STEP, "link = { from = \"eu\", to = \"us\", with = {} }", "step 1: there is no region \"us\""),
+        (STEP, "link = { from = \"eu\", to = \"eu\", with = { mtu = 900 } }", "step 1: mtu must be from 1200"),
+        (STEP, "link = { from = \"eu\", to = \"eu\", with = { latency = \"2h\" } }", "step 1: latency must be at most"),
         ("\"bob@eu/phone\"", "\"bob@us/phone\"", "no relay of its region"),
         ("does = {", "suffers = \"close\"\ndoes = {", "step 1: must have"),
         ("relays = [\"eu/eu-1\"]", "relays = []", "must not be empty"),
