@@ -246,6 +246,7 @@ pub fn plan(seed: u64) -> Plan {
         networks: BTreeMap::new(),
         relays: relays.into_iter().map(|id| RelayPlan { id, settings: settings.clone() }).collect(),
         devices: devices.into_iter().map(|id| DevicePlan { id, access: network(&mut rng) }).collect(),
+        gossip: None,
         steps,
         heals: length,
         settles: Duration::from_mins(10),

@@ -53,6 +53,7 @@ pub mod check;
 mod disk;
 mod entropy;
 pub mod general;
+mod membership;
 pub mod plan;
 pub mod play;
 pub mod report;

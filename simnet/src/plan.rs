@@ -16,6 +16,14 @@ pub struct RelayPlan {
     pub settings: Vec<(String, String)>,
 }
 
+/// What the settings of the membership are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    Lan,
+    Wan,
+}
+
 /// A device with the access network it begins on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePlan {
@@ -209,6 +217,8 @@ pub struct Plan {
     /// Access networks of its own, by name.
     pub networks: BTreeMap<String, Access>,
     pub relays: Vec<RelayPlan>,
+    /// Relays are their membership cores alone, with the settings of this network.
+    pub gossip: Option<Network>,
     pub devices: Vec<DevicePlan>,
     /// In the order of their time.
     pub steps: Vec<Step>,

@@ -2,6 +2,7 @@
 
 use crate::check::{Heads, Past, What as Said};
 use crate::disk::Unsynced;
+use crate::membership;
 use crate::plan::{Action, Cut, DeviceFault, Link, Plan, RelayFault, Step, What};
 use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
@@ -52,6 +53,9 @@ struct Player {
 /// # Errors
 /// The promises that were broken; that the plan cannot be played.
 pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
+    if let Some(network) = plan.gossip {
+        return membership::play(plan, network, options);
+    }
     let plan = plan.clone();
     let ((), ran) = Sim::run(options, async move |sim| {
         let player = Rc::new(Player {

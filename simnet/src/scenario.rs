@@ -52,11 +52,14 @@
 //! down = { latency = "300ms" }
 //! ```
 //!
+//! Instead of relays and devices, `gossip = { relays = 1000, regions = ["eu", "us"], network = "wan" }` has the membership
+//! cores of so many relays, `eu/eu-1`, `us/us-1`, `eu/eu-2` and so on, and nothing else.
+//!
 //! What can stand there is listed at [`Action`], [`DeviceFault`], [`RelayFault`], [`Cut`], [`Link`] and [`PipeChanges`]. Names of chats are the file's
 //! own; they are the titles of groups. Unknown keys and names are refused with their line or step.
 
 use crate::general;
-use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Plan, RelayFault, RelayPlan, Step, What};
+use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Network, Plan, RelayFault, RelayPlan, Step, What};
 use crate::world::places::{Access, PipeChanges, time};
 use godwit_client::{DeviceId, UserId};
 use godwit_wire::RelayId;
@@ -143,11 +146,37 @@ impl NetworkFile {
     }
 }
 
+/// Relays of which there is the membership core alone.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GossipFile {
+    relays: usize,
+    regions: Vec<String>,
+    network: Network,
+}
+
+impl GossipFile {
+    const MOST: usize = 10_000;
+
+    /// In turns from each region.
+    fn names(&self) -> Result<Vec<String>, String> {
+        if self.regions.is_empty() || !(1..=Self::MOST).contains(&self.relays) {
+            return Err(format!("gossip: there must be a region, and from 1 to {} relays", Self::MOST));
+        }
+        let name =
+            |(number, region): (usize, &String)| format!("{region}/{region}-{}", number / self.regions.len() + 1);
+        Ok((0..self.relays).zip(self.regions.iter().cycle()).map(name).collect())
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     about: String,
+    #[serde(default)]
     relays: Vec<String>,
+    gossip: Option<GossipFile>,
+    #[serde(default)]
     devices: BTreeMap<String, String>,
     #[serde(default)]
     networks: BTreeMap<String, NetworkFile>,
@@ -187,14 +216,21 @@ impl Scenario {
     }
 
     fn check(file: File) -> Result<Self, String> {
-        let File { about, relays, devices, networks, heals, settles, events, settings, random, step } = file;
+        let File { about, mut relays, gossip, devices, networks, heals, settles, events, settings, random, step } =
+            file;
         let settings: Vec<(String, String)> = settings.into_iter().collect();
+        if let Some(gossip) = &gossip {
+            if !(relays.is_empty() && devices.is_empty()) {
+                return Err("gossip has relays of its own, and no devices".to_owned());
+            }
+            relays = gossip.names()?;
+        }
         let mut regions = BTreeSet::new();
         for id in &relays {
             let relay: RelayId = id.parse().map_err(|error| format!("relays: {id:?}: {error}"))?;
             regions.insert(relay.region().to_string());
         }
-        if relays.is_empty() || devices.is_empty() {
+        if relays.is_empty() || (devices.is_empty() && gossip.is_none()) {
             return Err("relays and devices must not be empty".to_owned());
         }
         let mut own = BTreeMap::new();
@@ -210,6 +246,7 @@ impl Scenario {
             networks: own,
             relays: relays.into_iter().map(|id| RelayPlan { id, settings: settings.clone() }).collect(),
             devices: devices.into_iter().map(|(id, access)| DevicePlan { id, access }).collect(),
+            gossip: gossip.map(|gossip| gossip.network),
             steps: Vec::new(),
             heals,
             settles,
@@ -273,7 +310,13 @@ fn check_names(step: &Step, plan: &Plan, names: &BTreeSet<String>, regions: &BTr
                 _ => Ok(()),
             }
         }
-        What::Relay { relay, .. } => known(plan.relays.iter().any(|known| known.id == *relay), "relay", relay),
+        What::Relay { relay, fault } => {
+            let alone = matches!(fault, RelayFault::Crash { syncs: None, .. } | RelayFault::Stop | RelayFault::Freeze);
+            if plan.gossip.is_some() && !alone {
+                return Err("of membership alone a relay can crash, stop or freeze".to_owned());
+            }
+            known(plan.relays.iter().any(|known| known.id == *relay), "relay", relay)
+        }
         What::Cut(cut) => match cut.from.iter().chain(&cut.to).find(|name| !names.contains(*name)) {
             Some(name) => Err(format!("there is nobody called {name:?}")),
             None => Ok(()),

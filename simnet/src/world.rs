@@ -68,6 +68,8 @@ struct Host {
     outside: BTreeMap<u16, SocketAddr>,
     translated: bool,
     state: Reach,
+    /// What it sends once it goes on.
+    held: Vec<(u16, SocketAddr, Bytes)>,
 }
 
 /// Whether packets reach a host.
@@ -76,7 +78,7 @@ enum Reach {
     Online,
     /// No packet leaves or reaches it.
     Offline,
-    /// It does nothing: packets wait at its door.
+    /// It does nothing: packets wait at its door, from both sides.
     Frozen,
 }
 
@@ -217,7 +219,15 @@ impl State {
         }
     }
 
+    /// Whether it is on its way.
     fn send(&mut self, id: HostId, port: u16, to: SocketAddr, bytes: &[u8]) -> bool {
+        let host = self.host_mut(id);
+        if host.state == Reach::Frozen {
+            if host.held.len() < PORT_QUEUE {
+                host.held.push((port, to, Bytes::copy_from_slice(bytes)));
+            }
+            return false;
+        }
         let now = self.now();
         let (up, down) = (Draw::new(&mut self.rng), Draw::new(&mut self.rng));
         let from = self.outside(id, port);
@@ -384,6 +394,7 @@ impl World {
             outside: BTreeMap::new(),
             translated,
             state: Reach::Online,
+            held: Vec::new(),
         });
         id
     }
@@ -399,6 +410,7 @@ impl World {
         let host = state.host_mut(host);
         host.life += 1;
         host.ports.clear();
+        host.held.clear();
         host.state = Reach::Online;
     }
 
@@ -430,15 +442,22 @@ impl World {
         self.state().host_mut(host).state = if offline { Reach::Offline } else { Reach::Online };
     }
 
-    /// Stops and resumes what a host hears. What comes meanwhile waits.
-    pub(crate) fn freeze(&self, host: HostId, frozen: bool) {
+    /// Stops and resumes what a host hears and says. What comes meanwhile waits.
+    pub(crate) fn freeze(&self, id: HostId, frozen: bool) {
         let wakers: Vec<Waker> = {
             let mut state = self.state();
-            let host = state.host_mut(host);
+            let host = state.host_mut(id);
             host.state = if frozen { Reach::Frozen } else { Reach::Online };
             let ports = host.ports.values_mut().filter(|_| !frozen);
-            ports.filter_map(|port| port.waker.take()).collect()
+            let wakers = ports.filter_map(|port| port.waker.take()).collect();
+            if !frozen {
+                for (port, to, bytes) in std::mem::take(&mut state.host_mut(id).held) {
+                    state.send(id, port, to, &bytes);
+                }
+            }
+            wakers
         };
+        self.news.notify_one();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -468,6 +487,14 @@ impl World {
         let mut state = self.state();
         state.cuts.clear();
         state.links.clear();
+    }
+
+    /// Whether packets pass between two, both ways.
+    pub(crate) fn reach(&self, one: HostId, other: HostId) -> bool {
+        let state = self.state();
+        let online = |host: HostId| state.host(host).state == Reach::Online;
+        let cut = state.cuts.contains(&(one, other)) || state.cuts.contains(&(other, one));
+        online(one) && online(other) && !cut
     }
 
     /// Writes an event into the trace.

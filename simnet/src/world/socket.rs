@@ -44,6 +44,36 @@ impl SimSocket {
     }
 }
 
+impl SimSocket {
+    /// Sends a datagram as it is.
+    pub(crate) fn send_to(&self, to: SocketAddr, bytes: &[u8]) {
+        let mut state = self.world.state();
+        if state.host(self.host).life == self.life && state.send(self.host, self.port, to, bytes) {
+            drop(state);
+            self.world.news.notify_one();
+        }
+    }
+
+    /// The next datagram that comes, and from where. Cancel safe.
+    pub(crate) async fn receive(&self) -> (SocketAddr, Bytes) {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&self, cx: &mut Context) -> Poll<(SocketAddr, Bytes)> {
+        let mut state = self.world.state();
+        let host = state.host_mut(self.host);
+        // Nobody wakes what is of an earlier life: its tasks are being ended.
+        let live = host.life == self.life;
+        let frozen = host.state == Reach::Frozen;
+        let Some(port) = host.ports.get_mut(&self.port).filter(|_| live) else { return Poll::Pending };
+        if let Some(next) = port.queue.pop_front_if(|_| !frozen) {
+            return Poll::Ready(next);
+        }
+        port.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
 impl Drop for SimSocket {
     fn drop(&mut self) {
         let mut state = self.world.state();
@@ -72,14 +102,7 @@ impl AsyncUdpSocket for SimSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        let mut state = self.world.state();
-        if state.host(self.host).life != self.life {
-            return Ok(());
-        }
-        if state.send(self.host, self.port, transmit.destination, transmit.contents) {
-            drop(state);
-            self.world.news.notify_one();
-        }
+        self.send_to(transmit.destination, transmit.contents);
         Ok(())
     }
 
@@ -89,29 +112,14 @@ impl AsyncUdpSocket for SimSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut state = self.world.state();
-        let host = state.host_mut(self.host);
-        if host.life != self.life {
-            // Nobody wakes it: its tasks are being ended.
-            return Poll::Pending;
-        }
-        let frozen = host.state == Reach::Frozen;
-        let Some(port) = host.ports.get_mut(&self.port) else { return Poll::Pending };
         let mut count = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
-            if frozen {
-                break;
-            }
-            let Some((from, bytes)) = port.queue.pop_front() else { break };
+            let Poll::Ready((from, bytes)) = self.poll_next(cx) else { break };
             let len = fill(buf, &bytes);
             *meta = RecvMeta { addr: from, len, stride: len, ecn: None, dst_ip: None };
             count += 1;
         }
-        if count > 0 {
-            return Poll::Ready(Ok(count));
-        }
-        port.waker = Some(cx.waker().clone());
-        Poll::Pending
+        if count > 0 { Poll::Ready(Ok(count)) } else { Poll::Pending }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
