@@ -44,12 +44,11 @@
 //!
 //! - [`sim`]: one simulation: relays, devices, what happens to them
 //! - [`world`]: the network between them; [`world::places`] regions and access networks
-//! - [`check`]: the promises
+//! - [`godwit_checker`]: the promises, in a library of their own
 //! - [`plan`]: what happens in a run, as data; [`play`] plays it
 //! - [`report`]: a page that shows a run
 //! - [`general`]: a bad day from a seed; [`scenario`] one from a file
 
-pub mod check;
 mod disk;
 mod entropy;
 pub mod general;

@@ -1,6 +1,5 @@
 //! Plays a plan: people act, things go wrong, then everything heals, and all must have arrived.
 
-use crate::check::{Heads, Past, What as Said};
 use crate::disk::Unsynced;
 use crate::membership;
 use crate::plan::{Action, Cut, DeviceFault, Link, Plan, RelayFault, Step, What};
@@ -8,10 +7,9 @@ use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
 use crate::world::places::{Access, PipeChanges};
 use anyhow::{Context, Result};
-use fastrand::Rng;
-use godwit_client::{
-    Change, ChatId, Client, ConnectionState, Content, DeviceId, Error, EventStream, Member, Role, Title, UserId,
-};
+use godwit_checker::app::{self, LOOK};
+use godwit_checker::{Heads, Past, What as Said};
+use godwit_client::{Change, ChatId, Client, ConnectionState, Content, DeviceId, Member, Role, Title, UserId};
 use godwit_wire::{Code, RelayId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +18,6 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// How often an app looks what became of what it sent.
-const LOOK: Duration = Duration::from_millis(500);
 /// An app takes so long, at most, between an event and its acknowledgement.
 const SLOWEST_APP: Duration = Duration::from_millis(30);
 /// After this, clients have compared what they have with a store that was restored.
@@ -462,44 +458,13 @@ impl Player {
             let id = id.clone();
             async move {
                 let mut rng = player.sim.rng(&format!("app of {id} at {:?}", player.sim.now()));
-                if let Err(error) = player.run_app(&client, events, &mut rng).await {
+                let pause = || if rng.u8(..) < 64 { SLOWEST_APP.mul_f64(rng.f64()) } else { Duration::ZERO };
+                if let Err(error) = app::run(player.sim.checker(), &client, events, pause).await {
                     player.sim.world().note(&format!("{id}: its app ends: {error}"));
                 }
             }
         };
         self.sim.run_app(&id, app)
-    }
-
-    /// Takes what comes, and looks after what was sent.
-    async fn run_app(&self, client: &Client, mut events: EventStream, rng: &mut Rng) -> Result<()> {
-        let (device, checker) = (client.device(), self.sim.checker());
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                biased;
-                _ = look.tick() => {
-                    for id in checker.open_puts(device) {
-                        match client.message_state(id) {
-                            Ok(Some(message)) => checker.sent(device, id, message.state, message.seq),
-                            Ok(None) => {}
-                            Err(Error::Refused(refusal)) => checker.refused(device, id, &refusal.to_string()),
-                            Err(error) => return Err(error.into()),
-                        }
-                    }
-                }
-                next = events.next() => {
-                    let Some(next) = next else { return Ok(()) };
-                    let next = next?;
-                    let Some(id) = next.id else { continue };
-                    checker.told(device, &next);
-                    if rng.u8(..) < 64 {
-                        tokio::time::sleep(SLOWEST_APP.mul_f64(rng.f64())).await;
-                    }
-                    client.acknowledge(&next)?;
-                    checker.acknowledged(device, id);
-                }
-            }
-        }
     }
 
     fn chat(&self, name: &str) -> Result<ChatId> {

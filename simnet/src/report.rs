@@ -2,19 +2,11 @@
 //! browser.
 
 use crate::plan::{Plan, Step, What};
+use godwit_checker::Delivery;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// A message that an app was told.
-#[derive(Clone, Debug)]
-pub(crate) struct Delivery {
-    pub(crate) from: String,
-    pub(crate) to: String,
-    pub(crate) put: Duration,
-    pub(crate) told: Duration,
-}
 
 /// What waits at a time.
 #[derive(Clone, Copy, Debug, Default)]

@@ -8,7 +8,6 @@ mod relays;
 
 pub use devices::Device;
 
-use crate::check::Checker;
 use crate::entropy;
 use crate::report::Recorder;
 use crate::trace::Trace;
@@ -19,6 +18,7 @@ use devices::Phone;
 use fastrand::Rng;
 use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
+use godwit_checker::{Checker, Delivery, Journal};
 use godwit_core::sabotage::{self, Sabotage};
 use godwit_wire::{Clock, UnixMillis};
 use relays::Node;
@@ -75,6 +75,28 @@ struct Inner {
     recorder: Option<Recorder>,
     relays: RefCell<BTreeMap<String, Node>>,
     phones: RefCell<BTreeMap<String, Phone>>,
+}
+
+/// What the checker tells goes into the trace and the report.
+struct InSim {
+    world: World,
+    recorder: Option<Recorder>,
+}
+
+impl Journal for InSim {
+    fn now(&self) -> Duration {
+        self.world.now()
+    }
+
+    fn note(&self, what: &str) {
+        self.world.note(what);
+    }
+
+    fn delivered(&self, delivery: Delivery) {
+        if let Some(recorder) = &self.recorder {
+            recorder.delivered(delivery);
+        }
+    }
 }
 
 /// A simulation from within. Cloning shares it.
@@ -174,7 +196,7 @@ impl Sim {
         let world = World::new(options.seed, Trace::new(trace));
         Ok(Self(Rc::new(Inner {
             seed: options.seed,
-            checker: Checker::new(world.clone(), options.recorder.clone()),
+            checker: Checker::new(InSim { world: world.clone(), recorder: options.recorder.clone() }),
             recorder: options.recorder.clone(),
             world,
             authority: AuthorityDir::new(folder.path().join("authority")),

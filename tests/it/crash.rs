@@ -2,15 +2,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
-use godwit_client::{ChatId, Client, ClientOptions, Content, Event, Member, MessageState, Role, Seq, Title};
+use godwit_checker::app;
+use godwit_checker::{Checker, RealTime, What};
+use godwit_client::{ChatId, Client, ClientOptions, Content, Member, Role, Title};
 use godwit_tests::lab::{self, PATIENCE};
 use godwit_tests::process::{RelayProcess, commands, run_with_input, succeed};
 use godwit_tests::processes::Processes;
 use godwit_wire::{Clock, DeviceId};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Messages that each device sends in a round.
@@ -20,18 +21,13 @@ fn rounds() -> u64 {
     std::env::var("CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10)
 }
 
-/// A device that notes what it receives, and what it sent.
+/// A device whose app tells the checker.
 struct Device {
     client: Arc<Client>,
-    received: Arc<Mutex<Vec<(Seq, String)>>>,
-    sent: Vec<String>,
+    checker: Checker,
 }
 
-async fn enrol(folder: &Path, relay: &RelayProcess, device: &str) -> Result<PathBuf> {
-    enrol_at(folder, vec![relay.quic.clone()], device).await
-}
-
-async fn enrol_at(folder: &Path, relays: Vec<String>, device: &str) -> Result<PathBuf> {
+async fn enrol(folder: &Path, relays: Vec<String>, device: &str) -> Result<PathBuf> {
     let id: DeviceId = device.parse()?;
     let authority = AuthorityDir::new(folder.join("relay").join("certs"));
     let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
@@ -41,86 +37,50 @@ async fn enrol_at(folder: &Path, relays: Vec<String>, device: &str) -> Result<Pa
 }
 
 impl Device {
-    async fn new(folder: &Path, relay: &RelayProcess, device: &str) -> Result<Self> {
-        Self::at(folder, vec![relay.quic.clone()], device).await
-    }
-
-    async fn at(folder: &Path, relays: Vec<String>, device: &str) -> Result<Self> {
-        let home = enrol_at(folder, relays, device).await?;
+    async fn new(checker: &Checker, folder: &Path, relays: Vec<String>, device: &str) -> Result<Self> {
+        let home = enrol(folder, relays, device).await?;
         let client = Arc::new(Client::open(ClientOptions::new(home))?);
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let mut events = client.events()?;
-        let (notes, taker) = (received.clone(), client.clone());
+        checker.enrolled(client.device());
+        let (taker, of_app, events) = (client.clone(), checker.clone(), client.events()?);
         tokio::spawn(async move {
-            while let Some(Ok(next)) = events.next().await {
-                if let Event::MessageReceived { message, .. } = &next.event {
-                    let text = message.content.as_text().unwrap_or_default().to_owned();
-                    notes.lock().expect("no panic holds it").push((message.seq, text));
-                }
-                if taker.acknowledge(&next).is_err() {
-                    return;
-                }
+            if let Err(error) = app::run(&of_app, &taker, events, || Duration::ZERO).await {
+                of_app.broken(format!("{}: its app ends: {error}", taker.device()));
             }
         });
         client.wait_synced(PATIENCE).await?;
-        Ok(Self { client, received, sent: Vec::new() })
+        Ok(Self { client, checker: checker.clone() })
     }
 
-    fn send(&mut self, chat: &ChatId, text: String) -> Result<()> {
-        self.client.send(chat, Content::text(&text))?;
-        self.sent.push(text);
+    fn group(&self, others: &[&str]) -> Result<ChatId> {
+        let member = |user: &&str| Ok(Member { user: user.parse()?, role: Role::Member });
+        let others: Vec<Member> = others.iter().map(member).collect::<Result<_>>()?;
+        let (chat, created) = self.client.create_group(Title::default(), others.clone())?;
+        let own = Member { user: self.client.device().user(), role: Role::Owner };
+        let all = std::iter::once(own).chain(others).collect();
+        self.checker.put(self.client.device(), &chat, created, What::Created(all));
+        Ok(chat)
+    }
+
+    fn send(&self, chat: &ChatId, text: String) -> Result<()> {
+        let id = self.client.send(chat, Content::text(&text))?;
+        self.checker.put(self.client.device(), chat, id, What::Message(text));
         Ok(())
     }
-
-    fn received(&self) -> Vec<(Seq, String)> {
-        self.received.lock().expect("no panic holds it").clone()
-    }
 }
 
-/// Waits until every device has the chat.
-async fn know(devices: &[Device], chat: &ChatId) -> Result<()> {
-    for device in devices {
-        let known = async {
-            while device.client.chat(chat).ok().flatten().is_none_or(|chat| chat.role.is_none()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, known).await.context("the chat does not arrive")?;
-    }
-    Ok(())
-}
-
-/// Waits until every device has what all others sent, and checks that all saw one order, each message once, and each
-/// sender's in the order of sending.
-async fn converged(devices: &[Device]) -> Result<()> {
-    let all: usize = devices.iter().map(|device| device.sent.len()).sum();
-    for (i, device) in devices.iter().enumerate() {
-        let expected = all - device.sent.len();
-        let arrived = async {
-            while device.received().len() < expected {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(2 * PATIENCE, arrived).await.is_err() {
-            bail!("device {i} received {} of {expected}", device.received().len());
+/// Waits until everything has reached every device, and checks that all promises were kept.
+async fn settled(checker: &Checker) -> Result<()> {
+    let arrived = async {
+        while !checker.unsettled().is_empty() && checker.verdict().is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    };
+    if tokio::time::timeout(2 * PATIENCE, arrived).await.is_err() {
+        let waits = checker.unsettled();
+        bail!("{} wait, such as {:?}", waits.len(), waits.first());
     }
-    let mut log: BTreeMap<Seq, String> = BTreeMap::new();
-    for (i, device) in devices.iter().enumerate() {
-        let received = device.received();
-        ensure!(received.windows(2).all(|pair| pair[0].0 < pair[1].0), "device {i}: out of order or doubled");
-        for (seq, text) in received {
-            let before = log.insert(seq, text.clone());
-            ensure!(before.is_none_or(|before| before == text), "two messages at {seq}");
-        }
-    }
-    ensure!(log.len() == all, "{} messages of {all}", log.len());
-    for (i, device) in devices.iter().enumerate() {
-        let prefix = format!("{i} ");
-        let own: Vec<&String> = log.values().filter(|text| text.starts_with(&prefix)).collect();
-        ensure!(own.iter().zip(&device.sent).all(|(a, b)| *a == b), "device {i}'s messages are out of order");
-    }
-    Ok(())
+    checker.settle();
+    checker.verdict()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,18 +88,16 @@ async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Resul
     let folder = tempfile::tempdir()?;
     let data = folder.path().join("relay");
     let mut relay = RelayProcess::dev(&data, "127.0.0.1:0").await?;
+    let checker = Checker::new(RealTime::new());
     let mut devices = Vec::new();
     for name in ["alice@eu/phone", "alice@eu/laptop", "bob@eu/phone", "carol@eu/phone"] {
-        devices.push(Device::new(folder.path(), &relay, name).await?);
+        devices.push(Device::new(&checker, folder.path(), vec![relay.quic.clone()], name).await?);
     }
-    let members = ["bob", "carol"]
-        .map(|name| Member { user: format!("{name}@eu").parse().expect("a user id"), role: Role::Member });
-    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
-    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
-    know(&devices, &chat).await?;
+    let chat = devices[0].group(&["bob@eu", "carol@eu"])?;
+    settled(&checker).await?;
     for round in 0..rounds() {
         for n in 0..MESSAGES {
-            for (i, device) in devices.iter_mut().enumerate() {
+            for (i, device) in devices.iter().enumerate() {
                 device.send(&chat, format!("{i} {round} {n}"))?;
             }
         }
@@ -147,7 +105,7 @@ async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Resul
         relay.kill().await?;
         relay = RelayProcess::dev(&data, &relay.quic).await?;
     }
-    converged(&devices).await?;
+    settled(&checker).await?;
     for device in &devices {
         device.client.close().await;
     }
@@ -161,8 +119,8 @@ async fn a_relay_killed_under_load_loses_doubles_and_reorders_nothing() -> Resul
 async fn a_client_killed_while_sending_sends_each_line_once() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let relay = RelayProcess::dev(&folder.path().join("relay"), "127.0.0.1:0").await?;
-    let alice = enrol(folder.path(), &relay, "alice@eu/phone").await?;
-    let bob = enrol(folder.path(), &relay, "bob@eu/phone").await?;
+    let alice = enrol(folder.path(), vec![relay.quic.clone()], "alice@eu/phone").await?;
+    let bob = enrol(folder.path(), vec![relay.quic.clone()], "bob@eu/phone").await?;
     let (alice, bob) = (alice.to_str().context("UTF-8")?.to_owned(), bob.to_str().context("UTF-8")?.to_owned());
     let chat = succeed("godwit-chat", &["--home", &alice, "direct", "bob@eu"])?.trim().to_owned();
     let mut line = 0;
@@ -219,30 +177,28 @@ async fn relays_of_a_cluster_killed_under_load_lose_double_and_reorder_nothing()
     let folder = tempfile::tempdir()?;
     let mut processes = Processes::start(folder.path(), &RELAYS, &[]).await?;
     let address = |processes: &Processes, i: usize| processes.relays[i].quic.clone();
+    let checker = Checker::new(RealTime::new());
     let mut devices = Vec::new();
     // At home and abroad, at stores and at the edge; each knows two relays.
     for (name, near, far) in
         [("alice@eu/phone", 0, 2), ("alice@eu/laptop", 1, 2), ("bob@us/phone", 1, 0), ("dora@us/phone", 2, 0)]
     {
         let relays = vec![address(&processes, near), address(&processes, far)];
-        let device = Device::at(folder.path(), relays, name).await;
+        let device = Device::new(&checker, folder.path(), relays, name).await;
         devices.push(device.with_context(|| name.to_owned())?);
     }
-    let members =
-        ["bob@us", "dora@us"].map(|user| Member { user: user.parse().expect("a user id"), role: Role::Member });
-    let (chat, created) = devices[0].client.create_group(Title::default(), members.to_vec())?;
-    devices[0].client.wait_for(created, MessageState::Delivered, PATIENCE).await?;
-    know(&devices, &chat).await?;
+    let chat = devices[0].group(&["bob@us", "dora@us"])?;
+    settled(&checker).await?;
     for round in 0..rounds {
         for n in 0..MESSAGES {
-            for (i, device) in devices.iter_mut().enumerate() {
+            for (i, device) in devices.iter().enumerate() {
                 device.send(&chat, format!("{i} {round} {n}"))?;
             }
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(1..400))).await;
         processes.kill_and_start(fastrand::usize(..RELAYS.len())).await?;
     }
-    converged(&devices).await?;
+    settled(&checker).await?;
     for device in &devices {
         device.client.close().await;
     }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A chat's whole past, as a device reads it.
-pub(crate) type Past = (DeviceId, ChatId, Vec<HistoryEntry>);
+pub type Past = (DeviceId, ChatId, Vec<HistoryEntry>);
 
 /// How far chats go at a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,12 +30,12 @@ impl Checker {
         let state = self.state();
         let logs = state.chats.iter().filter(|(chat, _)| chat.home().as_str() == region);
         let chats = logs.map(|(chat, log)| (chat.clone(), log.last_key_value().map_or(0, |(seq, _)| *seq))).collect();
-        Heads { at: self.world.now(), chats }
+        Heads { at: self.journal.now(), chats }
     }
 
     /// The devices of `region` that were enrolled since a copy had these, and those that were shut out: a restored store
     /// knows nothing of either.
-    pub(crate) fn changed_since(&self, region: &str, heads: &Heads) -> (Vec<DeviceId>, Vec<DeviceId>) {
+    pub fn changed_since(&self, region: &str, heads: &Heads) -> (Vec<DeviceId>, Vec<DeviceId>) {
         let state = self.state();
         let is_here = |device: &&DeviceId| device.home().as_str() == region;
         let enrolled = state.devices.iter().filter(|(device, log)| {
@@ -105,15 +105,15 @@ impl Checker {
     }
 
     /// Chats of which some may speak as they were before a restore.
-    pub(crate) fn doubtful_chats(&self) -> Vec<ChatId> {
+    pub fn doubtful_chats(&self) -> Vec<ChatId> {
         let state = self.state();
         let all: BTreeSet<&ChatId> = state.puts.values().map(|put| &put.chat).collect();
         all.into_iter().filter(|chat| state.doubts.contains(chat.home().as_str())).cloned().collect()
     }
 
     /// All devices have compared what they have with restored stores, and say what doubtful chats are.
-    pub(crate) fn compared(&self, pasts: &[Past]) {
-        let (now, mut state) = (self.world.now(), self.state());
+    pub fn compared(&self, pasts: &[Past]) {
+        let (now, mut state) = (self.journal.now(), self.state());
         state.doubts.clear();
         for put in state.puts.values_mut().filter(|put| put.loss == Loss::OnHold) {
             put.loss = Loss::Again;

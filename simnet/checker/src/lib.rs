@@ -12,34 +12,45 @@
 //! | nobody sees what is not theirs | an entry outside the time in which the user was in the chat |
 //! | receipts go forward only | one goes back, or beyond the log |
 //!
+//! - [`Checker`]: what it is told, and what it says
+//! - [`app`]: an app that takes what comes, and tells it
+//! - [`Journal`]: where it takes the time from, and what it tells as it goes
+//! - `log`, `state`: what it knows of chats, and what it makes of it; `restored`: stores that come back from a backup
+//!
 //! [`Checker::verdict`] is safety, at any time; [`Checker::unsettled`] is what is still to come, which ends once faults
 //! have ended.
 
+pub mod app;
+mod journal;
 mod log;
 mod restored;
 mod state;
 
+pub use journal::{Delivery, Journal, RealTime};
 pub use log::{What, text};
-pub use restored::Heads;
-pub(crate) use restored::Past;
+pub use restored::{Heads, Past};
 
-use crate::report::{Delivery, Recorder};
-use crate::world::World;
 use anyhow::{Result, bail};
 use godwit_client::{ChatId, DeviceId, Event, HistoryEntry, MessageId, MessageState, Next, Seq};
 use log::{Fact, entry, key};
 use state::{DeviceLog, Fate, Loss, Put, State};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Broken promises that are kept; the first is what matters.
 const MOST: usize = 20;
 
 /// What was promised and what was kept. Cloning shares it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checker {
-    world: World,
-    recorder: Option<Recorder>,
+    journal: Arc<dyn Journal>,
     state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Checker")
+    }
 }
 
 fn number(seq: Option<Seq>) -> u64 {
@@ -47,8 +58,8 @@ fn number(seq: Option<Seq>) -> u64 {
 }
 
 impl Checker {
-    pub(crate) fn new(world: World, recorder: Option<Recorder>) -> Self {
-        Self { world, recorder, state: Arc::default() }
+    pub fn new(journal: impl Journal + 'static) -> Self {
+        Self { journal: Arc::new(journal), state: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -57,7 +68,7 @@ impl Checker {
 
     /// Notes a broken promise.
     pub fn broken(&self, what: String) {
-        self.world.note(&format!("BROKEN: {what}"));
+        self.journal.note(&format!("BROKEN: {what}"));
         let mut state = self.state();
         if state.broken.len() < MOST {
             state.broken.push(what);
@@ -74,7 +85,7 @@ impl Checker {
     pub fn enrolled(&self, device: &DeviceId) {
         let mut state = self.state();
         state.let_in(device);
-        let log = DeviceLog { since: self.world.now(), doubts: state.doubts.clone(), ..DeviceLog::default() };
+        let log = DeviceLog { since: self.journal.now(), doubts: state.doubts.clone(), ..DeviceLog::default() };
         state.devices.insert(device.clone(), log);
     }
 
@@ -87,13 +98,13 @@ impl Checker {
         }
     }
 
-    pub(crate) fn has_backup(&self, device: &DeviceId) -> bool {
+    pub fn has_backup(&self, device: &DeviceId) -> bool {
         self.state().backups.contains_key(device)
     }
 
     /// A device was enrolled anew on the home that it has: what waited at a relay for its old enrolment is its own again.
     pub fn renewed(&self, device: &DeviceId) {
-        let (now, mut state) = (self.world.now(), self.state());
+        let (now, mut state) = (self.journal.now(), self.state());
         state.may_renumber(device);
         state.let_in(device);
         state.enrolled.insert(device.clone(), now);
@@ -104,12 +115,12 @@ impl Checker {
     /// A device was shut out: nothing is owed to it until it is enrolled anew, and what it has not sent may come through
     /// or not.
     pub fn revoked(&self, device: &DeviceId) {
-        let (now, mut state) = (self.world.now(), self.state());
+        let (now, mut state) = (self.journal.now(), self.state());
         state.shut_out(device, now);
     }
 
     /// The devices that are shut out.
-    pub(crate) fn all_revoked(&self) -> Vec<DeviceId> {
+    pub fn all_revoked(&self) -> Vec<DeviceId> {
         self.state().revoked.keys().cloned().collect()
     }
 
@@ -123,7 +134,7 @@ impl Checker {
     }
 
     /// The last message of a device in a chat that it was told is sent.
-    pub(crate) fn last_message(&self, device: &DeviceId, chat: &ChatId) -> Option<Seq> {
+    pub fn last_message(&self, device: &DeviceId, chat: &ChatId) -> Option<Seq> {
         let state = self.state();
         let own = state.puts.values().filter(|put| put.device == *device && put.chat == *chat);
         own.filter(|put| matches!(put.what, What::Message(_)))
@@ -160,8 +171,8 @@ impl Checker {
 
     /// A client took something to send.
     pub fn put(&self, device: &DeviceId, chat: &ChatId, id: MessageId, what: What) {
-        let at = self.world.now();
-        self.world.note(&format!("{device} puts {what:?} into {chat}"));
+        let at = self.journal.now();
+        self.journal.note(&format!("{device} puts {what:?} into {chat}"));
         let mut state = self.state();
         let (device, chat) = (device.clone(), chat.clone());
         let may_renumber = state.devices.get(&device).is_some_and(|log| log.may_renumber);
@@ -204,7 +215,7 @@ impl Checker {
         }
         drop(state);
         if told != before {
-            self.world.note(&format!("{device} is told {told:?} of {what:?}, {seq:?}"));
+            self.journal.note(&format!("{device} is told {told:?} of {what:?}, {seq:?}"));
         }
         self.all_broken(faults);
     }
@@ -216,13 +227,13 @@ impl Checker {
         put.fate = Fate::Refused;
         let what = put.what.clone();
         drop(state);
-        self.world.note(&format!("{device}: {what:?} is refused: {why}"));
+        self.journal.note(&format!("{device}: {what:?} is refused: {why}"));
     }
 
     /// An app is told an event.
     pub fn told(&self, device: &DeviceId, next: &Next) {
         let Some(id) = next.id else { return };
-        self.world.note(&format!("{device} is told #{id}: {:?}", next.event));
+        self.journal.note(&format!("{device} is told #{id}: {:?}", next.event));
         let mut faults = Vec::new();
         let mut state = self.state();
         state.told += 1;
@@ -237,11 +248,11 @@ impl Checker {
             }
             return self.fault(state, faults);
         }
-        if let (Some(recorder), Event::MessageReceived { message, .. }) = (&self.recorder, &next.event)
+        if let Event::MessageReceived { message, .. } = &next.event
             && let Some(put) = state.puts.get(&message.id).map(|put| put.at)
         {
-            let (from, to, told) = (message.from.to_string(), device.to_string(), self.world.now());
-            recorder.delivered(Delivery { from, to, put, told });
+            let (from, to, told) = (message.from.to_string(), device.to_string(), self.journal.now());
+            self.journal.delivered(Delivery { from, to, put, told });
         }
         let Some(log) = state.devices.get_mut(device) else { return };
         match &next.event {
@@ -297,7 +308,7 @@ impl Checker {
     }
 
     /// What devices wait for to be sent, and how much is on its way to some.
-    pub(crate) fn waiting(&self) -> (usize, usize) {
+    pub fn waiting(&self) -> (usize, usize) {
         let unsettled = self.state().unsettled();
         let unsent = unsettled.iter().filter(|what| what.contains(" waits for ")).count();
         (unsent, unsettled.len() - unsent)
