@@ -16,7 +16,7 @@ use std::time::Duration;
 /// What a crash may tear apart.
 const SECTOR: usize = 512;
 /// What a sync takes on a good disk, at least; up to twice of it.
-pub(crate) const SYNC: Duration = Duration::from_millis(1);
+pub const SYNC: Duration = Duration::from_millis(1);
 
 /// What becomes of unsynced sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -100,11 +100,11 @@ struct State {
 }
 
 /// Called when power fails in the middle of a write. It must take the host off the network at once.
-pub(crate) type PowerFailed = Arc<dyn Fn() + Send + Sync>;
+pub type PowerFailed = Arc<dyn Fn() + Send + Sync>;
 
 /// A disk. Cloning shares it.
 #[derive(Clone)]
-pub(crate) struct SimDisk {
+pub struct SimDisk {
     state: Arc<Mutex<State>>,
     power_failed: PowerFailed,
 }
@@ -116,9 +116,9 @@ impl std::fmt::Debug for SimDisk {
 }
 
 impl SimDisk {
-    pub(crate) const CAPACITY: u64 = 4 << 30;
+    pub const CAPACITY: u64 = 4 << 30;
 
-    pub(crate) fn new(seed: u64, power_failed: PowerFailed) -> Self {
+    pub fn new(seed: u64, power_failed: PowerFailed) -> Self {
         let state = State {
             rng: Rng::with_seed(seed),
             files: BTreeMap::new(),
@@ -139,7 +139,7 @@ impl SimDisk {
     }
 
     /// Power is gone: whoever worked on it cannot any more.
-    pub(crate) fn crash(&self, unsynced: Unsynced) {
+    pub fn crash(&self, unsynced: Unsynced) {
         let mut state = self.state();
         state.life += 1;
         state.off = true;
@@ -156,48 +156,48 @@ impl SimDisk {
     }
 
     /// Power is back.
-    pub(crate) fn power_on(&self) {
+    pub fn power_on(&self) {
         self.state().off = false;
     }
 
     /// Power fails in the middle of a write, `syncs` syncs from now.
-    pub(crate) fn crash_at(&self, syncs: u64) {
+    pub fn crash_at(&self, syncs: u64) {
         let mut state = self.state();
         state.crash_at = Some(state.syncs + syncs);
     }
 
-    pub(crate) fn set_fail_sync(&self, fail: bool) {
+    pub fn set_fail_sync(&self, fail: bool) {
         self.state().fail_sync = fail;
     }
 
     /// No more than what is there already, or all of it again.
-    pub(crate) fn set_full(&self, full: bool) {
+    pub fn set_full(&self, full: bool) {
         let mut state = self.state();
         state.capacity = if full { used(&state.files) } else { Self::CAPACITY };
     }
 
-    pub(crate) fn set_sync_takes(&self, takes: Duration) {
+    pub fn set_sync_takes(&self, takes: Duration) {
         self.state().sync_takes = takes;
     }
 
     /// What calls took since this was asked last.
-    pub(crate) fn took(&self) -> Duration {
+    pub fn took(&self) -> Duration {
         std::mem::take(&mut self.state().took)
     }
 
     /// A copy of a file, as it is now.
-    pub(crate) fn copy(&self, path: &Path) -> Option<Vec<u8>> {
+    pub fn copy(&self, path: &Path) -> Option<Vec<u8>> {
         self.state().files.get(path).map(|file| file.bytes.clone())
     }
 
     /// Puts a file there; everything else stays.
-    pub(crate) fn put(&self, path: &Path, bytes: Vec<u8>) {
+    pub fn put(&self, path: &Path, bytes: Vec<u8>) {
         let file = File { synced_len: bytes.len(), bytes, ..File::default() };
         self.state().files.insert(path.to_owned(), file);
     }
 
     /// All that was on it is gone.
-    pub(crate) fn wipe(&self) {
+    pub fn wipe(&self) {
         self.state().files.clear();
     }
 

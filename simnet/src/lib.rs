@@ -61,7 +61,7 @@ pub mod sim;
 mod trace;
 pub mod world;
 
-pub use disk::Unsynced;
+pub use disk::{SimDisk, Unsynced};
 pub use godwit_core::sabotage::Sabotage;
 pub use sim::{Options, Ran, Sim, virtual_time};
 pub use world::places::Access;

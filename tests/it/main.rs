@@ -11,4 +11,3 @@ mod herd;
 mod partition;
 mod restores;
 mod sessions;
-mod store;

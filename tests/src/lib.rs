@@ -1,7 +1,6 @@
 //! What tests, benchmarks and the load command stand on: relays to talk to, and raw sessions that speak the protocol
 //! frame by frame.
 //!
-//! - [`disk`]: a disk that fails
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
 //! - [`netns`]: networks that can be cut
 //! - [`process`]: the real commands as child processes
@@ -11,7 +10,6 @@
 //! - [`wire`]: a session on the wire, without the client library
 
 pub mod cluster;
-pub mod disk;
 pub mod lab;
 pub mod netns;
 pub mod process;

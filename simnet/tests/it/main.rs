@@ -1,7 +1,9 @@
-//! The simulation itself: a small one by hand, the same run twice, faults that it must notice, the scenarios.
+//! The simulation itself: a small one by hand, the same run twice, faults that it must notice, the scenarios; a
+//! store alone on the simulated disk.
 
 mod found;
 mod kit;
 mod replay;
 mod sabotage;
 mod scenarios;
+mod store;
