@@ -69,7 +69,7 @@ impl Worker {
             stop,
             joiner,
             _lock: lock,
-            orders: Orders::new(),
+            orders: Orders::default(),
             unacknowledged: HashMap::new(),
             compared: false,
             strange: HashMap::new(),
@@ -177,11 +177,11 @@ impl Worker {
 
     /// What is here of a chat's log; none if the chat is not known.
     fn order(&mut self, chat: &ChatId) -> Result<Option<&mut Order>, Error> {
-        if !self.orders.contains_key(chat) {
+        if !self.orders.chats.contains_key(chat) {
             let order = self.inner.store().order(chat)?;
-            self.orders.extend(order.map(|order| (chat.clone(), order)));
+            self.orders.chats.extend(order.map(|order| (chat.clone(), order)));
         }
-        Ok(self.orders.get_mut(chat))
+        Ok(self.orders.chats.get_mut(chat))
     }
 
     /// Up to where everything of a chat is here.

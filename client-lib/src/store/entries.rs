@@ -30,7 +30,13 @@ pub(crate) struct Fetch {
 }
 
 /// Where each chat stands, kept beside the store.
-pub(crate) type Orders = HashMap<ChatId, Order>;
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    pub(crate) chats: HashMap<ChatId, Order>,
+    /// Of chats that are not known here yet, the first of what was pushed. A list that is made while it is on its way
+    /// does not count it among what is still to come.
+    pub(crate) pushed: HashMap<ChatId, Seq>,
+}
 
 pub(super) fn role_number(role: Role) -> i64 {
     match role {
@@ -353,10 +359,67 @@ pub(super) fn put_hole(txn: &Connection, chat: &str, range: SeqRange, pushed: bo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Event;
     use crate::host::Host;
-    use crate::store::Incoming;
+    use crate::store::{DeviceRow, Incoming};
     use godwit_wire::entry::Content;
+    use godwit_wire::frame::{ChatSummary, Receipt};
     use godwit_wire::{DeviceId, limits};
+
+    #[test]
+    fn what_is_pushed_before_its_chat_is_known_is_told_once_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let own: DeviceId = "bob@eu/phone".parse().unwrap();
+        let chat: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let seq = |n| Seq::new(n).unwrap();
+        let entry = |n: u64| LogEntry {
+            seq: seq(n),
+            at: UnixMillis(n),
+            from: "alice@eu/phone".parse().unwrap(),
+            id: MessageId(Uuid::from_u128(u128::from(n))),
+            body: Known::Yes(EntryBody::Message { content: Content(vec![1].into()), blobs: Vec::new() }),
+        };
+        // Sent while the new device connects: it is on its way, so that nothing is left to be delivered.
+        let summary = ChatSummary {
+            chat: chat.clone(),
+            kind: ChatKind::Group,
+            title: Title::default(),
+            role: Some(Role::Member),
+            head: seq(7),
+            next: seq(8),
+            receipt: Receipt::default(),
+        };
+        let pushed = |n| Incoming::Entry { chat: chat.clone(), entry: entry(n) };
+        let page = HistoryPage { entries: vec![entry(6), entry(7)], hidden: Vec::new(), head: seq(7) };
+        let page = || Incoming::Page { chat: chat.clone(), page: page.clone() };
+        let summary = || Incoming::Summary(summary.clone());
+        for items in [
+            vec![vec![pushed(6), pushed(7)], vec![summary()], vec![page()]],
+            vec![vec![pushed(6), pushed(7), summary()], vec![page()]],
+            vec![vec![pushed(6), summary(), pushed(7)], vec![page()]],
+            vec![vec![summary(), pushed(6), pushed(7)]],
+        ] {
+            std::fs::create_dir_all(folder.path()).unwrap();
+            let mut store = Store::open(folder.path(), &Host::system(), true).unwrap();
+            let device = DeviceRow { id: own.clone(), key: Vec::new(), chain: Vec::new(), authority: Vec::new() };
+            store.enrol(&device, &[]).unwrap();
+            let mut orders = Orders::default();
+            for items in items {
+                store.take(&own, &mut orders, items).unwrap();
+            }
+            let told = store.events(0).unwrap();
+            let told: Vec<u64> = told
+                .iter()
+                .filter_map(|next| match &next.event {
+                    Event::MessageReceived { message, .. } => Some(message.seq.get()),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(told, [6, 7]);
+            drop(store);
+            std::fs::remove_dir_all(folder.path()).unwrap();
+        }
+    }
 
     #[test]
     fn what_was_read_back_before_it_was_told_is_told_all_the_same() {
@@ -378,7 +441,7 @@ mod tests {
         let mut store = Store::open(folder.path(), &Host::system(), true).unwrap();
         let take = |store: &mut Store, entry: &LogEntry| {
             let items = vec![Incoming::Entry { chat: chat.clone(), entry: entry.clone() }];
-            store.take(&own, &mut Orders::new(), items).unwrap();
+            store.take(&own, &mut Orders::default(), items).unwrap();
         };
         take(&mut store, &first);
         let page = HistoryPage { entries: vec![first, second.clone()], hidden: Vec::new(), head: Seq::new(2).unwrap() };

@@ -92,7 +92,7 @@ impl Store {
         match result.and_then(|()| Ok(txn.commit()?)) {
             Ok(()) => Ok(taken),
             Err(error) => {
-                orders.clear();
+                orders.chats.clear();
                 Err(error)
             }
         }
@@ -122,13 +122,13 @@ impl Taking<'_> {
     }
 
     fn order(&mut self, chat: &ChatId) -> Result<Option<&mut Order>, Error> {
-        if !self.orders.contains_key(chat) {
+        if !self.orders.chats.contains_key(chat) {
             match load_order(self.txn, chat)? {
-                Some(order) => self.orders.insert(chat.clone(), order),
+                Some(order) => self.orders.chats.insert(chat.clone(), order),
                 None => return Ok(None),
             };
         }
-        Ok(self.orders.get_mut(chat))
+        Ok(self.orders.chats.get_mut(chat))
     }
 
     /// The user comes into the chat with this entry.
@@ -145,8 +145,7 @@ impl Taking<'_> {
     fn entry(&mut self, chat: &ChatId, entry: &LogEntry, pushed: bool) -> Result<(), Error> {
         if self.order(chat)?.is_none() {
             if !self.brings_in(entry) {
-                // Asked for, with where its delivery to this device begins; the entry is fetched then.
-                self.taken.unknown.insert(chat.clone());
+                self.unknown(chat, entry.seq, pushed);
                 return Ok(());
             }
             let (kind, title) = match entry.body.as_known() {
@@ -164,6 +163,16 @@ impl Taking<'_> {
         }
         put_entry(self.txn, &chat.to_string(), entry)?;
         self.advance(chat, before)
+    }
+
+    /// Something came of a chat that is not known here: it is asked for, with where its delivery to this device begins, and
+    /// what came is fetched then.
+    fn unknown(&mut self, chat: &ChatId, seq: Seq, pushed: bool) {
+        self.taken.unknown.insert(chat.clone());
+        if pushed {
+            let first = self.orders.pushed.entry(chat.clone()).or_insert(seq);
+            *first = seq.min(*first);
+        }
     }
 
     /// Nothing is taken on top of what is not the relay's, until the two were compared.
@@ -209,7 +218,7 @@ impl Taking<'_> {
     fn hole(&mut self, chat: &ChatId, range: SeqRange, pushed: bool) -> Result<(), Error> {
         let (before, is_strange) = (self.position(chat)?, self.is_strange(chat));
         let Some(order) = self.order(chat)? else {
-            self.taken.unknown.insert(chat.clone());
+            self.unknown(chat, range.from, true);
             return Ok(());
         };
         if is_strange {
@@ -416,18 +425,20 @@ impl Taking<'_> {
             "INSERT INTO chats (chat, kind, title, role, position) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![chat.to_string(), i64::from(kind == ChatKind::Direct), title.as_str(), role.map(role_number), at],
         )?;
-        self.orders.insert(chat.clone(), Order::new(position));
+        self.orders.chats.insert(chat.clone(), Order::new(position));
+        self.orders.pushed.remove(chat);
         Ok(())
     }
 
     fn summary(&mut self, summary: &ChatSummary) -> Result<(), Error> {
         let chat = &summary.chat;
         if self.order(chat)?.is_none() {
-            // A new device begins where the relay says. For one that had all chats already, this one has begun since: it
+            // A new device begins where the relay says, or before that with what it was pushed already. For one that had all chats already, this one has begun since: it
             // gets the whole of it, also if its user's device took a part of it in a life that this home does not know (it
             // was enrolled anew after it was away for long, or came back from a backup).
             let listed: bool = self.txn.query_row("SELECT listed FROM device", [], |row| row.get(0))?;
-            let position = summary.next.prev().filter(|_| !listed);
+            let first = self.orders.pushed.get(chat).map_or(summary.next, |pushed| summary.next.min(*pushed));
+            let position = first.prev().filter(|_| !listed);
             self.insert_chat(chat, summary.kind, &summary.title, summary.role, position)?;
         }
         if let Some(order) = self.order(chat)? {

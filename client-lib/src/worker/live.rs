@@ -321,7 +321,7 @@ impl Live {
                             || page.hidden.iter().any(|range| reaches(range.to));
                         if !news {
                             // The log ends before it: there is nothing to wait for.
-                            worker.orders.remove(&chat);
+                            worker.orders.chats.remove(&chat);
                             self.gaps.remove(&chat);
                             self.room |= self.held.remove(&chat);
                         }
@@ -527,7 +527,7 @@ impl Live {
         let now = Instant::now();
         let chats: Vec<(ChatId, Instant)> = self.gaps.iter().map(|(chat, since)| (chat.clone(), *since)).collect();
         for (chat, since) in chats {
-            let Some(missing) = worker.orders.get(&chat).and_then(crate::order::Order::missing) else {
+            let Some(missing) = worker.orders.chats.get(&chat).and_then(crate::order::Order::missing) else {
                 self.gaps.remove(&chat);
                 self.room |= self.held.remove(&chat);
                 continue;

@@ -63,7 +63,7 @@ impl Comparing {
 }
 
 /// Asks for entries of a chat until it is known how far these are the same.
-async fn agreed(connection: &Connection, chat: &ChatId, here: &Here) -> Result<Agreed, Error> {
+async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq) -> Result<Agreed, Error> {
     let Here { others, own } = here;
     let (mut same, mut other) = (0, others.len());
     // Most often all are.
@@ -87,7 +87,9 @@ async fn agreed(connection: &Connection, chat: &ChatId, here: &Here) -> Result<A
     if let Some((seq, _)) = same.checked_sub(1).map(|i| own[i]) {
         last = Some(seq);
     }
-    Ok(if end.is_none() && same == count { Agreed::Whole } else { Agreed::UpTo(last) })
+    // What was hidden beyond the last that is the same may be an entry of the other past.
+    let is_whole = end.is_none() && same == count && (first.is_none() || last >= Some(bound));
+    Ok(if is_whole { Agreed::Whole } else { Agreed::UpTo(last) })
 }
 
 async fn is_same(connection: &Connection, chat: &ChatId, entry: (Seq, EntryId)) -> Result<bool, Error> {
@@ -168,7 +170,7 @@ impl Live {
         self.held.insert(chat.clone());
         self.comparing.chats.insert(chat.clone());
         self.errands.spawn(async move {
-            let agreed = agreed(&connection, &chat, &here).await;
+            let agreed = agreed(&connection, &chat, &here, last).await;
             Brought::Compared { chat, summary, agreed }
         });
         Ok(())
@@ -203,7 +205,7 @@ impl Live {
         for chat in chats.into_iter().map(|row| row.chat).filter(|chat| !self.comparing.listed.contains(chat)) {
             tracing::warn!(%chat, "the home's store does not know the chat any more");
             worker.inner.store().cut_back(&chat, None, worker.is_home_of(&chat))?;
-            worker.orders.remove(&chat);
+            worker.orders.chats.remove(&chat);
             worker.unacknowledged.remove(&chat);
         }
         self.comparing.listed.clear();
@@ -252,7 +254,7 @@ impl Live {
             tracing::warn!(%chat, ?last, "what is here is of another past from there on");
             let surely = matches!(agreed, Agreed::UpTo(_)) || worker.is_home_of(&chat);
             worker.inner.store().cut_back(&chat, last, surely)?;
-            worker.orders.remove(&chat);
+            worker.orders.chats.remove(&chat);
             worker.unacknowledged.remove(&chat);
             self.ask_info(chat.clone(), None);
             // What the store lost waits again, under numbers below those written on this connection.
