@@ -1,16 +1,20 @@
 //! Plays a plan: people act, things go wrong, then everything heals, and all must have arrived.
+//!
+//! - [`people`]: what they do; [`faults`]: what goes wrong
 
-use crate::disk::Unsynced;
+mod faults;
+mod people;
+
 use crate::membership;
-use crate::plan::{Action, Cut, DeviceFault, Link, Plan, RelayFault, Step, What};
+use crate::plan::{Cut, Link, Plan, Step, What};
 use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
 use crate::world::places::{Access, PipeChanges};
 use anyhow::{Context, Result};
 use godwit_checker::app::{self, LOOK};
-use godwit_checker::{Heads, Past, What as Said};
-use godwit_client::{Change, ChatId, Client, ConnectionState, Content, DeviceId, Member, Role, Title, UserId};
-use godwit_wire::{Code, RelayId};
+use godwit_checker::{Heads, Past};
+use godwit_client::{ChatId, ConnectionState, DeviceId};
+use godwit_wire::Code;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -28,8 +32,6 @@ const ALL: usize = 100_000;
 const SETTLING: Duration = Duration::from_secs(1);
 /// How often a report looks at what waits, over the time line.
 const SAMPLES: u32 = 240;
-/// A drain takes so long at most.
-const DRAIN: Duration = Duration::from_secs(20);
 
 struct Player {
     sim: Sim,
@@ -273,172 +275,6 @@ impl Player {
         }
     }
 
-    async fn relay_fault(self: &Rc<Self>, relay: &str, fault: &RelayFault, lasts: Duration) -> Result<()> {
-        let sim = &self.sim;
-        match fault {
-            RelayFault::Crash { unsynced, syncs } => {
-                match syncs {
-                    Some(syncs) => sim.crash_in_write(relay, *syncs, *unsynced, lasts).await?,
-                    None => sim.crash(relay, *unsynced)?,
-                }
-                self.lasts(lasts).await;
-                sim.start(relay).await
-            }
-            RelayFault::Stop => {
-                sim.stop(relay).await?;
-                self.lasts(lasts).await;
-                sim.start(relay).await
-            }
-            RelayFault::Drain => {
-                sim.drain(relay, DRAIN).await?;
-                self.lasts(lasts).await;
-                sim.start(relay).await
-            }
-            RelayFault::Freeze => {
-                sim.freeze(relay, true)?;
-                self.lasts(lasts).await;
-                sim.freeze(relay, false)
-            }
-            RelayFault::FailSync => {
-                sim.fail_sync(relay, true)?;
-                self.lasts(lasts).await;
-                sim.fail_sync(relay, false)
-            }
-            RelayFault::FullDisk => {
-                sim.fill_disk(relay, true)?;
-                self.lasts(lasts).await;
-                sim.fill_disk(relay, false)
-            }
-            RelayFault::SlowDisk { sync_millis } => {
-                sim.slow_disk(relay, Duration::from_millis(*sync_millis))?;
-                self.lasts(lasts).await;
-                sim.slow_disk(relay, crate::disk::SYNC)
-            }
-            RelayFault::BackUp => {
-                let heads = sim.checker().heads(relay.parse::<RelayId>()?.region().as_str());
-                match sim.back_up(relay).await {
-                    Ok(store) => drop(self.stores.borrow_mut().insert(relay.to_owned(), (store, heads))),
-                    Err(error) => sim.world().note(&format!("{relay} is not backed up: {error}")),
-                }
-                Ok(())
-            }
-            RelayFault::Restore => {
-                let Some((store, heads)) = self.stores.borrow().get(relay).cloned() else { return Ok(()) };
-                sim.crash(relay, Unsynced::Lost)?;
-                self.lasts(lasts).await;
-                sim.restore(relay, store)?;
-                self.come_back(relay, &heads).await
-            }
-            RelayFault::Lose => {
-                sim.crash(relay, Unsynced::Lost)?;
-                self.lasts(lasts).await;
-                sim.wipe(relay)?;
-                if sim.holds_store(relay)? {
-                    self.come_back(relay, &Heads::default()).await
-                } else {
-                    sim.start(relay).await
-                }
-            }
-            RelayFault::Clock { millis } => {
-                sim.set_clock(relay, *millis)?;
-                self.lasts(lasts).await;
-                sim.set_clock(relay, 0)
-            }
-        }
-    }
-
-    /// Starts a relay whose store went back in time. Its operator does over what it forgot.
-    async fn come_back(self: &Rc<Self>, relay: &str, heads: &Heads) -> Result<()> {
-        let region = relay.parse::<RelayId>()?.region();
-        let checker = self.sim.checker();
-        let (enrolled, revoked) = checker.changed_since(region.as_str(), heads);
-        checker.store_restored(region.as_str(), heads);
-        self.sim.start(relay).await?;
-        for device in revoked {
-            self.sim.revoke(device.as_str()).await?;
-        }
-        for device in enrolled {
-            while !self.take(device.as_str()) {
-                self.sim.sleep(LOOK).await;
-            }
-            self.renew(device.as_str(), Duration::ZERO).await?;
-            self.free(device.as_str());
-        }
-        Ok(())
-    }
-
-    async fn renew(self: &Rc<Self>, id: &str, out: Duration) -> Result<()> {
-        self.sim.kill(id).await?;
-        self.lasts(out).await;
-        self.sim.enrol(id).await?;
-        self.sim.checker().renewed(&id.parse()?);
-        self.begin(id, false)
-    }
-
-    async fn device_fault(self: &Rc<Self>, id: &str, fault: &DeviceFault, lasts: Duration) -> Result<()> {
-        let (sim, device) = (&self.sim, id.parse()?);
-        match fault {
-            DeviceFault::Kill { commits } => {
-                match commits {
-                    Some(commits) => sim.kill_at_commit(id, *commits, lasts).await?,
-                    None => sim.kill(id).await?,
-                }
-                self.lasts(lasts).await;
-                self.open(id)
-            }
-            DeviceFault::Close => {
-                sim.close(id).await?;
-                self.lasts(lasts).await;
-                self.open(id)
-            }
-            DeviceFault::Offline => {
-                sim.set_offline(id, true)?;
-                self.lasts(lasts).await;
-                sim.set_offline(id, false)
-            }
-            DeviceFault::Access { access: name } => {
-                sim.set_access(id, self.access(name)?)?;
-                self.lasts(lasts).await;
-                sim.set_access(id, Access::WIFI)
-            }
-            DeviceFault::Roam { access: name, told } => sim.roam(id, self.access(name)?, *told).await,
-            DeviceFault::Rebind => sim.rebind(id),
-            DeviceFault::BackUp => {
-                sim.checker().backed_up(&device);
-                sim.back_up_device(id)
-            }
-            DeviceFault::Restore => {
-                if !sim.checker().has_backup(&device) {
-                    return Ok(());
-                }
-                sim.kill(id).await?;
-                self.lasts(lasts).await;
-                sim.restore_device(id)?;
-                sim.checker().restored(&device);
-                self.open(id)
-            }
-            DeviceFault::Lose => {
-                sim.kill(id).await?;
-                self.lasts(lasts).await;
-                sim.lose_device(id)?;
-                sim.checker().lost(&device);
-                sim.enrol(id).await?;
-                self.begin(id, true)
-            }
-            DeviceFault::Renew => self.renew(id, lasts).await,
-            DeviceFault::Revoke => {
-                sim.revoke(id).await?;
-                sim.checker().revoked(&device);
-                Ok(())
-            }
-            DeviceFault::Clock { millis } => {
-                sim.set_clock(id, *millis)?;
-                self.lasts(lasts).await;
-                sim.set_clock(id, 0)
-            }
-        }
-    }
-
     /// Begins a device's app after it was enrolled, on a home without a past or not.
     fn begin(self: &Rc<Self>, id: &str, fresh: bool) -> Result<()> {
         if fresh {
@@ -465,80 +301,5 @@ impl Player {
             }
         };
         self.sim.run_app(&id, app)
-    }
-
-    fn chat(&self, name: &str) -> Result<ChatId> {
-        self.chats.borrow().get(name).cloned().with_context(|| format!("chat {name} does not exist"))
-    }
-
-    async fn act(&self, id: &str, client: &Client, action: &Action) -> Result<()> {
-        let (device, checker) = (client.device(), self.sim.checker());
-        let member = |user: &str, role| Ok::<_, anyhow::Error>(Member { user: user.parse::<UserId>()?, role });
-        let update = |name: &str, change: Change| {
-            let chat = self.chat(name)?;
-            let put = client.update_chat(&chat, change.clone())?;
-            checker.put(device, &chat, put, Said::Updated(change));
-            Ok(())
-        };
-        match action {
-            Action::Direct { chat: name, with } => {
-                let (chat, put) = client.direct(with.parse()?)?;
-                self.chats.borrow_mut().insert(name.clone(), chat.clone());
-                if let Some(put) = put {
-                    let both = vec![Member { user: device.user(), role: Role::Member }, member(with, Role::Member)?];
-                    checker.put(device, &chat, put, Said::Created(both));
-                }
-                Ok(())
-            }
-            Action::Group { chat: name, members } => {
-                let members: Vec<Member> =
-                    members.iter().map(|user| member(user, Role::Admin)).collect::<Result<_>>()?;
-                let (chat, put) = client.create_group(Title::parse(name)?, members.clone())?;
-                let mut all = vec![Member { user: device.user(), role: Role::Owner }];
-                all.extend(members);
-                checker.put(device, &chat, put, Said::Created(all));
-                self.chats.borrow_mut().insert(name.clone(), chat);
-                Ok(())
-            }
-            Action::Send { chat: name, count } => {
-                let chat = self.chat(name)?;
-                let first = self.messages.get();
-                self.messages.set(first + *count as u64);
-                let texts: Vec<String> = (first..first + *count as u64).map(|n| format!("{id} {name} {n}")).collect();
-                let puts = client.send_many(&chat, texts.iter().map(Content::text).collect())?;
-                for (put, text) in puts.into_iter().zip(texts) {
-                    checker.put(device, &chat, put, Said::Message(text));
-                }
-                Ok(())
-            }
-            Action::Add { chat, user } => update(chat, Change::Add(vec![member(user, Role::Member)?])),
-            Action::Remove { chat, user } => update(chat, Change::Remove(user.parse()?)),
-            Action::Leave { chat } => update(chat, Change::Leave),
-            Action::Title { chat } => {
-                let number = self.messages.get();
-                self.messages.set(number + 1);
-                update(chat, Change::Title(Title::parse(format!("{chat} {number}"))?))
-            }
-            Action::Redact { chat: name } => {
-                let chat = self.chat(name)?;
-                let Some(seq) = checker.last_message(device, &chat) else { return Ok(()) };
-                let put = client.redact(&chat, seq)?;
-                checker.put(device, &chat, put, Said::Redacted(seq));
-                Ok(())
-            }
-            Action::Read { chat: name } => {
-                let chat = self.chat(name)?;
-                if let Some(position) = client.chat(&chat)?.and_then(|chat| chat.position) {
-                    client.mark_read(&chat, position)?;
-                }
-                Ok(())
-            }
-            Action::History { chat: name } => {
-                let chat = self.chat(name)?;
-                let entries = client.history(&chat, None, 50).await?;
-                checker.history(device, &chat, &entries);
-                Ok(())
-            }
-        }
     }
 }
