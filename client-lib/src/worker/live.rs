@@ -19,7 +19,7 @@ use compare::{Agreed, Comparing};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::DEVICE_LIFE;
 use godwit_wire::frame::{Ack, ChatSummary, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
-use godwit_wire::{ChatId, MessageId, Seq, limits};
+use godwit_wire::{ChatId, Code, MessageId, Seq, limits};
 use pulse::{Packets, Pulse};
 use sending::Sending;
 use std::collections::{HashMap, HashSet};
@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// The same, once nothing has happened for a while: a phone is idle most of the time.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 const IDLE_AFTER: Duration = Duration::from_secs(3);
+/// A certificate that was not renewed is asked for again after this: it lives for days yet.
+const RENEW_AGAIN: Duration = Duration::from_hours(1);
 /// The wait after a passing refusal that names none.
 const RETRY: Duration = Duration::from_millis(500);
 /// After a change of network the relay must answer within this, or a new connection is made.
@@ -126,6 +128,10 @@ pub(super) struct Live {
     busy_at: Instant,
     /// Another relay is being joined, to go on there.
     moving: bool,
+    /// When the device's certificate is to be renewed.
+    renew_at: Option<Instant>,
+    /// It was, in this session.
+    renewed: bool,
     /// When receipts are asked for once more.
     ask_later: Option<Instant>,
     /// The version of the store in which what other processes put there was looked for last.
@@ -154,6 +160,8 @@ impl Live {
             pulse: Pulse::new(),
             busy_at: Instant::now(),
             moving: false,
+            renew_at: None,
+            renewed: false,
             ask_later: None,
             looked: -1,
             room: true,
@@ -183,6 +191,11 @@ impl Live {
         match result {
             Ok(None) => End::Stopped,
             Ok(Some(joined)) => End::Moved(Box::new(joined)),
+            // The relay knows the session by the certificate that it began with.
+            Err(Error::Refused(refusal)) if refusal.code == Code::CertificateExpired && self.renewed => {
+                let error = Error::Unreachable("the certificate that the session began with has expired".to_owned());
+                End::Lost { error, lived: true }
+            }
             Err(error) => End::Lost { error, lived: true },
         }
     }
@@ -192,9 +205,7 @@ impl Live {
         let tick = tokio::time::sleep(TICK);
         tokio::pin!(tick);
         let remaining = self.welcome.certificate_expires.since(self.welcome.now);
-        let renew = tokio::time::sleep(remaining.saturating_sub(DEVICE_LIFE / 2));
-        tokio::pin!(renew);
-        let mut renewed = false;
+        self.renew_at = Some(Instant::now() + remaining.saturating_sub(DEVICE_LIFE / 2));
         let mut batch = Vec::new();
         let wake = worker.inner.clone();
         // What others took while nobody told this device.
@@ -226,8 +237,8 @@ impl Live {
                     let idle = self.busy_at.elapsed() > IDLE_AFTER && self.nothing_waits();
                     tick.as_mut().reset(Instant::now() + if idle { IDLE_TICK } else { TICK });
                 }
-                () = &mut renew, if !renewed => {
-                    renewed = true;
+                () = tokio::time::sleep_until(self.renew_at.unwrap_or_else(Instant::now)), if self.renew_at.is_some() => {
+                    self.renew_at = None;
                     self.renew(worker)?;
                 }
                 Some(brought) = self.errands.join_next() => match brought {
@@ -387,9 +398,13 @@ impl Live {
                     Reply::Certificate(chain) => {
                         let chain: Vec<Vec<u8>> = chain.into_iter().map(|one| one.0.to_vec()).collect();
                         worker.inner.store().set_chain(&chain)?;
+                        self.renewed = true;
                         tracing::info!("the certificate was renewed");
                     }
-                    Reply::Refused(refusal) => tracing::warn!(%refusal, "the certificate was not renewed"),
+                    Reply::Refused(refusal) => {
+                        self.renew_at = Some(Instant::now() + RENEW_AGAIN);
+                        tracing::warn!(%refusal, "the certificate was not renewed");
+                    }
                     _ => {}
                 }
                 Ok(())
