@@ -8,7 +8,7 @@ use crate::store::{Here, Incoming};
 use crate::worker::Worker;
 use godwit_wire::entry::EntryId;
 use godwit_wire::frame::{ChatSummary, Event, History, Range, Reply, Request};
-use godwit_wire::{ChatId, Seq, limits};
+use godwit_wire::{ChatId, Seq, UnixMillis, limits};
 use quinn::Connection;
 use std::collections::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -76,9 +76,7 @@ async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq)
         }
         middle = usize::midpoint(same, other);
     }
-    // A device that was new began the chat behind what it has of it.
-    let first = others.first().into_iter().chain(own.first()).map(|(seq, _)| *seq).min();
-    let mut last = same.checked_sub(1).map(|i| others[i].0).or(first.and_then(Seq::prev));
+    let mut last = same.checked_sub(1).map(|i| others[i].0);
     let end = others.get(same).map(|(seq, _)| *seq);
     let between = |seq: Seq| Some(seq) > last && end.is_none_or(|end| seq < end);
     let own: Vec<_> = own.iter().filter(|(seq, _)| between(*seq)).copied().collect();
@@ -87,9 +85,40 @@ async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq)
     if let Some((seq, _)) = same.checked_sub(1).map(|i| own[i]) {
         last = Some(seq);
     }
+    let first = others.first().into_iter().chain(here.own.first()).min_by_key(|(seq, _)| *seq);
+    if let (None, Some((_, first))) = (last, first) {
+        // What this device began with is lost: it begins with what was written since.
+        last = last_before(connection, chat, first.at).await?;
+    }
     // What was hidden beyond the last that is the same may be an entry of the other past.
     let is_whole = end.is_none() && same == count && (first.is_none() || last >= Some(bound));
     Ok(if is_whole { Agreed::Whole } else { Agreed::UpTo(last) })
+}
+
+/// The last entry of the relay's that was written by `time`.
+async fn last_before(connection: &Connection, chat: &ChatId, time: UnixMillis) -> Result<Option<Seq>, Error> {
+    let limit = u16::try_from(limits::PAGE_ENTRIES).unwrap_or(u16::MAX);
+    let mut before = None;
+    loop {
+        let request = Request::History(History { chat: chat.clone(), range: Range::Before(before), limit });
+        match one_shot(connection, &request).await? {
+            Reply::HistoryPage(page) => {
+                if let Some(entry) = page.entries.iter().rev().find(|entry| entry.at <= time) {
+                    return Ok(Some(entry.seq));
+                }
+                let first = page.entries.iter().map(|entry| entry.seq).chain(page.hidden.iter().map(|part| part.from));
+                before = first.min();
+                if before.and_then(Seq::prev).is_none() {
+                    return Ok(None);
+                }
+            }
+            Reply::Refused(refusal) if refusal.code.is_passing() => {
+                tokio::time::sleep(refusal.retry_after().unwrap_or(RETRY)).await;
+            }
+            Reply::Refused(_) => return Ok(None),
+            _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
+        }
+    }
 }
 
 async fn is_same(connection: &Connection, chat: &ChatId, entry: (Seq, EntryId)) -> Result<bool, Error> {
