@@ -168,15 +168,7 @@ impl Making {
                 let (fault, lasts) = self.relay_fault();
                 self.step(at, lasts, What::Relay { relay, fault });
             }
-            75..78 => {
-                let relay = pick(&mut self.rng, &self.relays).to_owned();
-                let (lasts, later) = (self.lasting(Duration::from_mins(1)), self.time(self.length));
-                let (copied, lost) = (at.min(later), at.max(later));
-                let back_up = What::Relay { relay: relay.clone(), fault: RelayFault::BackUp };
-                self.step(copied, Duration::ZERO, back_up);
-                self.step(lost, lasts, What::Relay { relay, fault: RelayFault::Restore });
-            }
-            78..83 => {
+            75..80 => {
                 let (from, to) = (self.region(), self.region());
                 let with = PipeChanges {
                     latency: Some(self.time(Duration::from_millis(400))),
