@@ -31,6 +31,8 @@ const KNOWN: Duration = Duration::from_secs(15);
 const ALMOST_ALL: usize = 990;
 /// For so long after something went wrong it may show.
 const AFTERMATH: Duration = Duration::from_mins(1);
+/// On a link that takes longer, probes are late.
+const SLOW: Duration = Duration::from_secs(1);
 /// How often it is looked whether all agree.
 const LOOK: Duration = Duration::from_secs(1);
 /// A pull gets no answer, after this.
@@ -130,8 +132,8 @@ impl Cluster {
         let mut tasks = JoinSet::new();
         for step in &plan.steps {
             self.sim.sleep((begun + step.at).saturating_sub(self.sim.now())).await;
-            let (cluster, step) = (self.clone(), step.clone());
-            tasks.spawn_local(async move { cluster.step(&step).await });
+            let (cluster, step, heals) = (self.clone(), step.clone(), plan.heals);
+            tasks.spawn_local(async move { cluster.step(&step, heals).await });
         }
         while let Some(ended) = tasks.join_next().await {
             ended??;
@@ -337,11 +339,12 @@ impl Cluster {
         Ok(())
     }
 
-    async fn step(self: &Rc<Self>, step: &Step) -> Result<()> {
+    async fn step(self: &Rc<Self>, step: &Step, heals: Duration) -> Result<()> {
+        let lasts = step.lasts.min(heals.saturating_sub(step.at));
         match &step.what {
             What::Relay { relay, fault } => {
                 let number = self.index.get(&relay.parse::<RelayId>()?).context("no such relay")?;
-                self.fail(*number, fault, step.lasts).await
+                self.fail(*number, fault, lasts).await
             }
             What::Cut(Cut { from, to, both }) => {
                 let (from, to) = (self.hosts(from), self.hosts(to));
@@ -353,7 +356,7 @@ impl Cluster {
                 };
                 cut(true);
                 self.sim.world().note(&step.to_string());
-                self.trouble(step.lasts).await;
+                self.trouble(lasts).await;
                 cut(false);
                 Ok(())
             }
@@ -365,7 +368,13 @@ impl Cluster {
                     }
                 };
                 set(Some(*with));
-                self.sim.sleep(step.lasts).await;
+                // One that loses a little is no excuse.
+                let is_bad = with.loss > Some(0.1) || with.burst.is_some() || with.latency > Some(SLOW);
+                if is_bad {
+                    self.trouble(lasts).await;
+                } else {
+                    self.sim.sleep(lasts).await;
+                }
                 set(None);
                 Ok(())
             }
@@ -386,6 +395,10 @@ impl Cluster {
 
     async fn fail(self: &Rc<Self>, number: usize, fault: &RelayFault, lasts: Duration) -> Result<()> {
         let (node, world) = (&self.nodes[number], self.sim.world());
+        if node.troubled.get().is_some_and(|until| until > Instant::now()) {
+            world.note(&format!("left out, since something happens to {} already: {fault:?}", node.relay));
+            return Ok(());
+        }
         node.troubled.set(Some(Instant::now() + lasts));
         node.told_down.set(0);
         world.note(&format!("{} {fault:?}", node.relay));
@@ -405,11 +418,14 @@ impl Cluster {
             }
             _ => self.kill(number),
         }
-        let need = self.up().count() * ALMOST_ALL / 1000;
+        // Of those that nothing happens to.
+        let well = || self.nodes.iter().filter(|other| other.troubled.get().is_none_or(|until| until < Instant::now()));
+        let need = || well().count() * ALMOST_ALL / 1000;
         let began = self.sim.now();
-        while node.told_down.get() < need && self.sim.now() < began + lasts.min(KNOWN) {
+        while node.told_down.get() < need() && self.sim.now() < began + lasts.min(KNOWN) {
             self.sim.sleep(Duration::from_millis(100)).await;
         }
+        let need = need();
         let (known, took) = (node.told_down.get(), self.sim.now().saturating_sub(began));
         world.note(&format!("{} is down for {known} others after {took:?}", node.relay));
         if known < need && lasts >= KNOWN && self.troubled.get().is_none_or(|until| Instant::now() > until + AFTERMATH)

@@ -205,7 +205,7 @@ impl std::fmt::Display for Step {
             What::Cut(Cut { from, to, both }) => {
                 write!(f, "cut {} {} {}", from.join(" "), arrow(*both), to.join(" "))?;
             }
-            What::Link(Link { from, to, both, with }) => write!(f, "link {from} {} {to} {with:?}", arrow(*both))?,
+            What::Link(Link { from, to, both, with }) => write!(f, "link {from} {} {to}{with}", arrow(*both))?,
         }
         write!(f, ", for {:.3} s", self.lasts.as_secs_f64())
     }

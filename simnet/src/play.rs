@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 use godwit_checker::app::{self, LOOK};
 use godwit_checker::{Heads, Past};
 use godwit_client::{ChatId, ConnectionState, DeviceId};
-use godwit_wire::Code;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -86,9 +85,17 @@ impl Player {
                 player.begin(&id, true)
             });
         }
-        while let Some(enrolled) = enrolling.join_next().await {
-            enrolled??;
-        }
+        let all = async {
+            while let Some(enrolled) = enrolling.join_next().await {
+                enrolled??;
+            }
+            Ok::<(), anyhow::Error>(())
+        };
+        let Ok(enrolled) = tokio::time::timeout(plan.settles, all).await else {
+            self.sim.checker().broken(format!("liveness: not all devices are enrolled after {:?}", plan.settles));
+            return Ok(());
+        };
+        enrolled?;
         let begun = self.sim.now();
         if let Some(recorder) = self.sim.recorder() {
             recorder.begin(begun);
@@ -106,9 +113,17 @@ impl Player {
         self.sim.sleep((begun + plan.heals).saturating_sub(self.sim.now())).await;
         self.sim.world().note("all heals");
         self.healed.cancel();
-        while let Some(ended) = tasks.join_next().await {
-            ended??;
-        }
+        let ends = async {
+            while let Some(ended) = tasks.join_next().await {
+                ended??;
+            }
+            Ok::<(), anyhow::Error>(())
+        };
+        let Ok(ended) = tokio::time::timeout(plan.settles, ends).await else {
+            self.sim.checker().broken(format!("liveness: not all is mended after {:?}", plan.settles));
+            return Ok(());
+        };
+        ended?;
         self.heal().await?;
         self.settle().await
     }
@@ -138,7 +153,7 @@ impl Player {
             }
         }
         for device in self.sim.devices() {
-            self.sim.set_access(device.as_str(), Access::WIFI)?;
+            self.sim.set_access(device.as_str(), Some(Access::WIFI))?;
             if self.sim.client(device.as_str()).is_none() {
                 self.open(device.as_str())?;
             }
@@ -189,7 +204,8 @@ impl Player {
     fn is_out(&self, device: &DeviceId) -> bool {
         let client = self.sim.client(device.as_str());
         let state = client.map(|client| client.connection_state());
-        matches!(state, Some(ConnectionState::Refused(refusal)) if refusal.code == Code::Revoked)
+        // A store that was lost knows nothing of it.
+        matches!(state, Some(ConnectionState::Refused(_)))
     }
 
     /// What each device says of chats, as far as it has a part in them.
@@ -218,13 +234,13 @@ impl Player {
                 }
             }
             What::Device { device, fault } => {
-                if self.take(device) {
+                if self.take(device, step) {
                     self.device_fault(device, fault, step.lasts).await?;
                     self.free(device);
                 }
             }
             What::Relay { relay, fault } => {
-                if self.take(relay) {
+                if self.take(relay, step) {
                     self.relay_fault(relay, fault, step.lasts).await?;
                     self.free(relay);
                 }
@@ -257,9 +273,13 @@ impl Player {
         Ok(())
     }
 
-    /// Whether nothing happens to a host now; from now on something does.
-    fn take(&self, host: &str) -> bool {
-        self.busy.borrow_mut().insert(host.to_owned())
+    /// Whether nothing happens to a host now; from now on something does. If not, the step is left out.
+    fn take(&self, host: &str, step: &Step) -> bool {
+        let is_free = self.busy.borrow_mut().insert(host.to_owned());
+        if !is_free {
+            self.sim.world().note(&format!("left out, since something happens to {host} already: {step}"));
+        }
+        is_free
     }
 
     fn free(&self, host: &str) {

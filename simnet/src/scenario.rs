@@ -52,6 +52,9 @@
 //! down = { latency = "300ms" }
 //! ```
 //!
+//! What happens to a relay or device while something happens to it already is left out (the trace says so). A link is as the
+//! latest step has it, until the first of those that change it ends.
+//!
 //! Instead of relays and devices, `gossip = { relays = 1000, regions = ["eu", "us"], network = "wan" }` has the membership
 //! cores of so many relays, `eu/eu-1`, `us/us-1`, `eu/eu-2` and so on, and nothing else.
 //!
@@ -62,6 +65,7 @@ use crate::general;
 use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Network, Plan, RelayFault, RelayPlan, Step, What};
 use crate::world::places::{Access, PipeChanges, time};
 use godwit_client::{DeviceId, UserId};
+use godwit_relay::config::Layers;
 use godwit_wire::RelayId;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,10 +75,12 @@ use std::time::Duration;
 /// Why a scenario cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    #[error("{}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: {source}", path.display())]
-    Syntax { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Syntax { path: PathBuf, error: Box<toml::de::Error> },
+    #[error("there is no step {number} of {count} to leave out; the first is 0")]
+    NoStep { number: usize, count: usize },
     #[error("{}: {what}", path.display())]
     Meaning { path: PathBuf, what: String },
 }
@@ -160,6 +166,10 @@ impl GossipFile {
 
     /// In turns from each region.
     fn names(&self) -> Result<Vec<String>, String> {
+        let distinct: BTreeSet<&String> = self.regions.iter().collect();
+        if distinct.len() != self.regions.len() {
+            return Err("gossip: a region is there twice".to_owned());
+        }
         if self.regions.is_empty() || !(1..=Self::MOST).contains(&self.relays) {
             return Err(format!("gossip: there must be a region, and from 1 to {} relays", Self::MOST));
         }
@@ -209,9 +219,9 @@ impl Scenario {
     /// That the file cannot be read, or what in it is wrong, and where.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
         let text =
-            std::fs::read_to_string(path).map_err(|source| ScenarioError::Read { path: path.to_owned(), source })?;
+            std::fs::read_to_string(path).map_err(|error| ScenarioError::Read { path: path.to_owned(), error })?;
         let file: File = toml::from_str(&text)
-            .map_err(|source| ScenarioError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+            .map_err(|error| ScenarioError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
         Self::check(file).map_err(|what| ScenarioError::Meaning { path: path.to_owned(), what })
     }
 
@@ -220,8 +230,8 @@ impl Scenario {
             file;
         let settings: Vec<(String, String)> = settings.into_iter().collect();
         if let Some(gossip) = &gossip {
-            if !(relays.is_empty() && devices.is_empty()) {
-                return Err("gossip has relays of its own, and no devices".to_owned());
+            if !(relays.is_empty() && devices.is_empty() && settings.is_empty() && random == Random::default()) {
+                return Err("gossip has relays of its own; there are no devices, settings or random".to_owned());
             }
             relays = gossip.names()?;
         }
@@ -229,6 +239,21 @@ impl Scenario {
         for id in &relays {
             let relay: RelayId = id.parse().map_err(|error| format!("relays: {id:?}: {error}"))?;
             regions.insert(relay.region().to_string());
+            if relays.iter().filter(|other| *other == id).count() > 1 {
+                return Err(format!("relays: {id:?} is there twice"));
+            }
+        }
+        check_settings(&settings)?;
+        for (name, time) in [("heals", heals), ("settles", settles)] {
+            if time > LONGEST {
+                return Err(format!("{name} must be at most {LONGEST:?}"));
+            }
+        }
+        if relays.len() > GossipFile::MOST || devices.len() > MOST_DEVICES {
+            return Err(format!("there can be {} relays and {MOST_DEVICES} devices at most", GossipFile::MOST));
+        }
+        if [random.chats, random.actions, random.faults].iter().any(|count| *count > MOST_RANDOM) {
+            return Err(format!("random: chats, actions and faults are at most {MOST_RANDOM} each"));
         }
         if relays.is_empty() || (devices.is_empty() && gossip.is_none()) {
             return Err("relays and devices must not be empty".to_owned());
@@ -266,12 +291,14 @@ impl Scenario {
             let bad = |what: String| format!("step {number}: {what}");
             let step = step.step().map_err(bad)?;
             check_names(&step, &plan, &names, &regions).map_err(bad)?;
+            check_amounts(&step).map_err(bad)?;
             if step.at > heals {
                 return Err(bad(format!("at {:?} is after all heals, at {heals:?}", step.at)));
             }
             plan.steps.push(step);
         }
         plan.steps.sort_by_key(|step| step.at);
+        check_order(&plan.steps, random.chats)?;
         Ok(Self { about, random, plan })
     }
 
@@ -281,6 +308,86 @@ impl Scenario {
         general::add(&mut plan, self.random, seed);
         plan
     }
+}
+
+/// Settings of relays that the simulation makes itself.
+const OWN_SETTINGS: [&str; 6] = ["listen", "admin", "certs", "data", "cluster.role", "cluster.join"];
+/// No run is longer.
+const LONGEST: Duration = Duration::from_hours(366 * 24);
+const MOST_DEVICES: usize = 10_000;
+const MOST_RANDOM: usize = 100_000;
+/// Messages at once.
+const MOST_MESSAGES: usize = 10_000;
+const SLOWEST_DISK_MILLIS: u64 = 60_000;
+
+fn check_settings(settings: &[(String, String)]) -> Result<(), String> {
+    let mut layers = Layers::default();
+    for (key, value) in settings {
+        if OWN_SETTINGS.contains(&key.as_str()) {
+            return Err(format!("settings: {key} is the simulation's own"));
+        }
+        layers.flag("settings", key, value).map_err(|error| error.to_string())?;
+    }
+    layers.config().map(drop).map_err(|error| error.to_string())
+}
+
+fn check_amounts(step: &Step) -> Result<(), String> {
+    if step.lasts > LONGEST {
+        return Err(format!("lasts must be at most {LONGEST:?}"));
+    }
+    match &step.what {
+        What::Do { action: Action::Send { count, .. }, .. } if !(1..=MOST_MESSAGES).contains(count) => {
+            Err(format!("count must be from 1 to {MOST_MESSAGES}"))
+        }
+        What::Relay { fault: RelayFault::SlowDisk { sync_millis }, .. } if *sync_millis > SLOWEST_DISK_MILLIS => {
+            Err(format!("sync_millis must be at most {SLOWEST_DISK_MILLIS}"))
+        }
+        What::Cut(Cut { from, to, .. }) if from.is_empty() || to.is_empty() => {
+            Err("cut: from and to must not be empty".to_owned())
+        }
+        What::Cut(_) | What::Link(_) if step.lasts.is_zero() => {
+            Err("lasts is missing: nothing would happen".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What needs something before it: chats that have begun (or will, at random), and backups.
+fn check_order(steps: &[Step], random_chats: usize) -> Result<(), String> {
+    let mut chats: BTreeSet<String> = (0..random_chats).map(|number| format!("r{number}")).collect();
+    let mut backups: BTreeSet<&String> = BTreeSet::new();
+    for step in steps {
+        let at = |what: String| Err(format!("the step at {:?}: {what}", step.at));
+        match &step.what {
+            What::Do { action: Action::Direct { chat, .. } | Action::Group { chat, .. }, .. } => {
+                chats.insert(chat.clone());
+            }
+            What::Do {
+                action:
+                    Action::Send { chat, .. }
+                    | Action::Add { chat, .. }
+                    | Action::Remove { chat, .. }
+                    | Action::Leave { chat }
+                    | Action::Title { chat }
+                    | Action::Redact { chat }
+                    | Action::Read { chat }
+                    | Action::History { chat },
+                ..
+            } if !chats.contains(chat) => return at(format!("no chat {chat:?} was begun before")),
+            What::Device { device: id, fault: DeviceFault::BackUp }
+            | What::Relay { relay: id, fault: RelayFault::BackUp } => {
+                backups.insert(id);
+            }
+            What::Device { device: id, fault: DeviceFault::Restore }
+            | What::Relay { relay: id, fault: RelayFault::Restore }
+                if !backups.contains(id) =>
+            {
+                return at(format!("{id} was not backed up before"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn check_names(step: &Step, plan: &Plan, names: &BTreeSet<String>, regions: &BTreeSet<String>) -> Result<(), String> {

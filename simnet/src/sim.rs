@@ -266,7 +266,8 @@ impl Sim {
 
     /// Changes what packets meet between two regions, one way or within one if they are the same; none has it be as usual.
     pub fn set_link(&self, from: &str, to: &str, changes: Option<PipeChanges>) {
-        self.0.world.note(&format!("link {from} -> {to}: {changes:?}"));
+        let what = changes.map_or_else(|| " is as usual".to_owned(), |changes| changes.to_string());
+        self.0.world.note(&format!("link {from} -> {to}{what}"));
         self.0.world.set_link(from, to, changes.map(|changes| changes.over(places::between(from, to))));
     }
 

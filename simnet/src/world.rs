@@ -17,7 +17,7 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use fastrand::Rng;
 use places::{Access, Pipe, distance};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -112,8 +112,8 @@ struct State {
     sequence: u64,
     /// The ways from one region to another that are not as the table has them.
     links: Vec<(String, String, Way)>,
-    /// Nothing passes from the first to the second.
-    cuts: BTreeSet<(HostId, HostId)>,
+    /// Nothing passes from the first to the second, for so many reasons.
+    cuts: BTreeMap<(HostId, HostId), u32>,
     packets: Packets,
 }
 
@@ -283,7 +283,7 @@ impl State {
         if sender.state == Reach::Offline
             || sender.udp_blocked
             || self.host(to).udp_blocked
-            || self.cuts.contains(&(from, to))
+            || self.cuts.contains_key(&(from, to))
         {
             return (None, false);
         }
@@ -338,7 +338,7 @@ impl World {
             in_flight: BTreeMap::new(),
             sequence: 0,
             links: Vec::new(),
-            cuts: BTreeSet::new(),
+            cuts: BTreeMap::new(),
             packets: Packets::default(),
         };
         Self { state: Arc::new(Mutex::new(state)), news: Arc::default() }
@@ -461,13 +461,13 @@ impl World {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Nothing passes from `from` to `to` any more, or does again.
+    /// Nothing passes from `from` to `to` any more, or does again once it is mended as often as it was cut.
     pub(crate) fn cut(&self, from: &[HostId], to: &[HostId], cut: bool) {
         let mut state = self.state();
         for pair in from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))).filter(|(a, b)| a != b) {
-            if cut {
-                state.cuts.insert(pair);
-            } else {
+            let cuts = state.cuts.entry(pair).or_default();
+            *cuts = if cut { *cuts + 1 } else { cuts.saturating_sub(1) };
+            if *cuts == 0 {
                 state.cuts.remove(&pair);
             }
         }
@@ -493,7 +493,7 @@ impl World {
     pub(crate) fn reach(&self, one: HostId, other: HostId) -> bool {
         let state = self.state();
         let online = |host: HostId| state.host(host).state == Reach::Online;
-        let cut = state.cuts.contains(&(one, other)) || state.cuts.contains(&(other, one));
+        let cut = state.cuts.contains_key(&(one, other)) || state.cuts.contains_key(&(other, one));
         online(one) && online(other) && !cut
     }
 

@@ -3,7 +3,6 @@
 use super::Player;
 use crate::disk::Unsynced;
 use crate::plan::{DeviceFault, RelayFault};
-use crate::world::places::Access;
 use anyhow::Result;
 use godwit_checker::Heads;
 use godwit_checker::app::LOOK;
@@ -100,7 +99,7 @@ impl Player {
             self.sim.revoke(device.as_str()).await?;
         }
         for device in enrolled {
-            while !self.take(device.as_str()) {
+            while !self.busy.borrow_mut().insert(device.to_string()) {
                 self.sim.sleep(LOOK).await;
             }
             self.renew(device.as_str(), Duration::ZERO).await?;
@@ -139,9 +138,9 @@ impl Player {
                 sim.set_offline(id, false)
             }
             DeviceFault::Access { access: name } => {
-                sim.set_access(id, self.access(name)?)?;
+                sim.set_access(id, Some(self.access(name)?))?;
                 self.lasts(lasts).await;
-                sim.set_access(id, Access::WIFI)
+                sim.set_access(id, None)
             }
             DeviceFault::Roam { access: name, told } => sim.roam(id, self.access(name)?, *told).await,
             DeviceFault::Rebind => sim.rebind(id),
@@ -169,8 +168,9 @@ impl Player {
             }
             DeviceFault::Renew => self.renew(id, lasts).await,
             DeviceFault::Revoke => {
-                sim.revoke(id).await?;
-                sim.checker().revoked(&device);
+                if sim.revoke(id).await? {
+                    sim.checker().revoked(&device);
+                }
                 Ok(())
             }
             DeviceFault::Clock { millis } => {

@@ -25,6 +25,8 @@ pub(super) struct Phone {
     pub(super) host: HostId,
     pub(super) skew: Skew,
     device: Device,
+    /// The network it is on.
+    access: Access,
     home: PathBuf,
     /// How many transactions may still be committed.
     commits: Arc<AtomicU64>,
@@ -66,10 +68,10 @@ impl Sim {
         let device: DeviceId = id.parse()?;
         let region = device.home();
         let host = self.0.world.add(id, region.as_str(), access, true);
-        let home = self.0.folder.path().join(id.replace(['@', '/'], "-"));
+        let home = self.0.folder.path().join(format!("device-{}", self.0.phones.borrow().len()));
         let commits = Arc::new(AtomicU64::new(NEVER));
         let (skew, killed) = (Skew::new(), Arc::new(Notify::new()));
-        let phone = Phone { host, skew, device, home, commits, killed, client: None, app: None };
+        let phone = Phone { host, skew, device, access, home, commits, killed, client: None, app: None };
         self.0.phones.borrow_mut().insert(id.to_owned(), phone);
         self.enrol(id).await?;
         self.open(id)
@@ -218,17 +220,18 @@ impl Sim {
         Ok(std::fs::remove_dir_all(home)?)
     }
 
-    /// Shuts a device out at the relay that holds its region's store, trying until that is up.
-    pub async fn revoke(&self, id: &str) -> Result<()> {
+    /// Shuts a device out at the relay that holds its region's store, trying until that is up. False if that does not know
+    /// the device.
+    pub async fn revoke(&self, id: &str) -> Result<bool> {
         let device = self.phone(id, |phone| phone.device.clone())?;
         let relays = self.relays();
-        let relays: Vec<&String> = relays.iter().filter(|relay| is_of(relay, device.home().as_str())).collect();
+        let is_store =
+            |relay: &&String| is_of(relay, device.home().as_str()) && self.holds_store(relay).unwrap_or(false);
+        let store = relays.iter().find(is_store).with_context(|| format!("no relay holds the store of {id}"))?;
         loop {
-            for relay in &relays {
-                if let Some(Ok(true)) = self.revoke_at(relay, &device).await? {
-                    self.0.world.note(&format!("{id} is revoked"));
-                    return Ok(());
-                }
+            if let Some(Ok(known)) = self.revoke_at(store, &device).await? {
+                self.0.world.note(&format!("{id} is revoked, known {known}"));
+                return Ok(known);
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -239,6 +242,7 @@ impl Sim {
         self.0.world.note(&format!("{id} roams, told {told}"));
         let client = self.phone(id, |phone| {
             self.0.world.move_to(phone.host, access);
+            phone.access = access;
             phone.client.clone()
         })?;
         if let Some(client) = client.filter(|_| told) {
@@ -247,9 +251,9 @@ impl Sim {
         Ok(())
     }
 
-    /// Changes how well a device is connected, where it is.
-    pub fn set_access(&self, id: &str, access: Access) -> Result<()> {
-        self.phone(id, |phone| self.0.world.set_access(phone.host, access))
+    /// Changes how well a device is connected, where it is; none is as well as its network allows.
+    pub fn set_access(&self, id: &str, access: Option<Access>) -> Result<()> {
+        self.phone(id, |phone| self.0.world.set_access(phone.host, access.unwrap_or(phone.access)))
     }
 
     /// A device has no network, or has it again.

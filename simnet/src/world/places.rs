@@ -1,6 +1,7 @@
 //! Where hosts are, and how they are connected.
 
 use serde::{Deserialize, Deserializer};
+use std::fmt;
 use std::time::Duration;
 
 /// Round trips between regions in milliseconds, as cloud providers publish them between their data centres (medians,
@@ -135,6 +136,27 @@ pub(crate) fn time<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error
 
 fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
     time(d).map(Some)
+}
+
+impl fmt::Display for PipeChanges {
+    /// What is different, each after a space.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, time) in [("latency", self.latency), ("jitter", self.jitter), ("queue", self.queue)] {
+            time.map_or(Ok(()), |time| write!(f, " {name} {time:?}"))?;
+        }
+        let shares = [
+            ("loss", self.loss),
+            ("burst", self.burst),
+            ("burst_length", self.burst_length),
+            ("duplicate", self.duplicate),
+            ("reorder", self.reorder),
+            ("mbit_per_second", self.mbit_per_second),
+        ];
+        for (name, share) in shares {
+            share.map_or(Ok(()), |share| write!(f, " {name} {share:.3}"))?;
+        }
+        self.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
+    }
 }
 
 impl PipeChanges {

@@ -82,6 +82,9 @@ impl Day {
             Some(path) => Scenario::read(path)?.plan(self.seed),
             None => general::plan(self.seed),
         };
+        if let Some(number) = self.without.iter().find(|number| **number >= plan.steps.len()) {
+            return Err(ScenarioError::NoStep { number: *number, count: plan.steps.len() });
+        }
         let mut number = 0;
         plan.steps.retain(|_| {
             number += 1;

@@ -69,6 +69,11 @@ struct Output {
     report: Option<PathBuf>,
 }
 
+/// What was asked for cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(&'static str);
+
 /// Logs carry the simulation's time.
 struct Virtual;
 
@@ -86,6 +91,12 @@ fn replay(day: &Day, output: &Output, steps: bool) -> anyhow::Result<bool> {
         for (number, step) in plan.steps.iter().enumerate().filter(|(_, step)| step.is_fault()) {
             println!("{number:>4} {step}");
         }
+    }
+    // Found before the run, not after it.
+    for path in output.trace.iter().chain(&output.report) {
+        std::fs::File::create(path)
+            .with_context(|| path.display().to_string())
+            .context(Usage("it cannot be written"))?;
     }
     let started = Instant::now();
     let recorder = output.report.as_ref().map(|_| Recorder::default());
@@ -109,11 +120,21 @@ fn replay(day: &Day, output: &Output, steps: bool) -> anyhow::Result<bool> {
 fn run(verb: Verb) -> anyhow::Result<bool> {
     match verb {
         Verb::Run { scenarios, seed, output } => {
-            let mut clean = true;
-            for path in scenarios {
-                let day = Day::of_scenario(path, seed)?;
+            let days: Vec<Day> =
+                scenarios.into_iter().map(|path| Day::of_scenario(path, seed)).collect::<Result<_, _>>()?;
+            if let [day] = days.as_slice() {
                 println!("{}", day.title());
-                clean &= replay(&day, &output, false)?;
+                return replay(day, &output, false);
+            }
+            if output.trace.is_some() || output.report.is_some() {
+                return Err(Usage("--trace and --report are for one scenario").into());
+            }
+            let mut clean = true;
+            for day in days {
+                // Each in a process of its own, as a replay is.
+                let mut command = std::process::Command::new(std::env::current_exe()?);
+                command.arg("run").args(day.scenario).arg("--seed").arg(seed.to_string());
+                clean &= command.status()?.success();
             }
             Ok(clean)
         }
@@ -137,7 +158,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(1),
         Err(error) => {
             eprintln!("simnet: {error:#}");
-            ExitCode::from(if error.is::<ScenarioError>() { 2 } else { 1 })
+            ExitCode::from(if error.is::<ScenarioError>() || error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Sweep {
     /// A scenario file; the general workload, if none is given.
     scenario: Option<PathBuf>,
     /// How many seeds.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them.
     #[arg(long, default_value_t = 0)]
