@@ -1,6 +1,6 @@
 //! Plays a plan with the membership cores of its relays alone, of which a thousand fit into one process.
 //!
-//! Packets go over the world's network. A pull, which is a stream between relays, takes the time of the way and fails where
+//! Packets go over the world's network. Links between relays, and pulls over them, take the time of the way and fail where
 //! nothing passes. The promises: all find each other; who dies is known to almost all within seconds; nobody is declared down
 //! who is well; in the end all agree on who is there and who holds whom.
 
@@ -245,7 +245,10 @@ impl Cluster {
                     tokio::task::spawn_local(self.clone().pull(number, relay, epoch, since));
                 }
                 Effect::Down(identity) => self.down(node, &identity),
-                Effect::Up(_) => self.told.set(self.told.get() + 1),
+                Effect::Up(identity) => {
+                    self.told.set(self.told.get() + 1);
+                    tokio::task::spawn_local(self.clone().link(number, identity));
+                }
                 Effect::Renewed(_) if self.is_well(node) => {
                     self.broken(format!("deaths: {} was declared down, and was well", node.relay));
                 }
@@ -266,6 +269,18 @@ impl Cluster {
         // Of a self that was replaced some hear late.
         if *identity == *node.gossip.borrow().me() && self.is_well(node) && self.is_well(at) {
             self.broken(format!("deaths: {} takes {} to be down, which is well", at.relay, node.relay));
+        }
+    }
+
+    /// A relay makes a link to each that it hears of, and whoever has a link meets its other end.
+    async fn link(self: Rc<Self>, number: usize, identity: Identity) {
+        let Some(other) = self.index.get(identity.relay()).copied() else { return };
+        let (near, far) = (&self.nodes[number], &self.nodes[other]);
+        tokio::time::sleep(2 * places::distance(near.relay.region().as_str(), far.relay.region().as_str())).await;
+        if self.reach(near, far) {
+            let me = near.gossip.borrow().me().clone();
+            far.gossip.borrow_mut().meet(me);
+            self.carry_out(other);
         }
     }
 
@@ -302,6 +317,9 @@ impl Cluster {
         while let Err(what) = self.agreed() {
             if self.sim.now() >= deadline {
                 return self.broken(format!("liveness: {what}"));
+            }
+            if self.sim.now().as_secs().is_multiple_of(30) {
+                self.sim.world().note(&what);
             }
             self.sim.sleep(LOOK).await;
         }
