@@ -442,12 +442,17 @@ impl Worker {
             fan.begun.push((ticket, from));
             self.begun.push_back((ticket, chat.clone()));
         }
-        let (device, chat) = (device.clone(), chat.clone());
+        let key = (device.clone(), chat.clone());
         // What waits to be changed of an earlier row comes first, or the new one would go with it.
-        if let Some(change) = self.moves.remove(&(device.clone(), chat.clone())) {
-            self.rows.push(InboxWrite { device: device.clone(), chat: chat.clone(), change });
+        if let Some(change) = self.moves.remove(&key) {
+            self.rows.push(self.inbox_write(key.clone(), change));
         }
-        self.rows.push(InboxWrite { device, chat, change: InboxChange::Begin(from) });
+        self.rows.push(self.inbox_write(key, InboxChange::Begin(from)));
+    }
+
+    fn inbox_write(&self, (device, chat): (DeviceId, ChatId), change: InboxChange) -> InboxWrite {
+        let enrolment = self.devices.get(&device).map_or(0, |state| state.enrolment);
+        InboxWrite { device, enrolment, chat, change }
     }
 
     fn result(&mut self, result: Report) {
@@ -561,8 +566,8 @@ impl Worker {
         if self.moves.is_empty() {
             return;
         }
-        let moves = self.moves.drain().map(|((device, chat), change)| InboxWrite { device, chat, change });
-        self.saves.rows(moves.collect());
+        let moves = std::mem::take(&mut self.moves);
+        self.saves.rows(moves.into_iter().map(|(key, change)| self.inbox_write(key, change)).collect());
     }
 }
 

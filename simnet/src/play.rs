@@ -211,7 +211,9 @@ impl Player {
     /// What each device says of chats, as far as it has a part in them.
     async fn pasts(&self, chats: &[ChatId]) -> Vec<Past> {
         let mut pasts = Vec::new();
-        for device in self.sim.devices() {
+        // Who was shut out compares nothing any more.
+        let out = self.sim.checker().all_revoked();
+        for device in self.sim.devices().into_iter().filter(|device| !out.contains(device)) {
             let Some(client) = self.sim.client(device.as_str()) else { continue };
             for chat in chats {
                 match client.history(chat, None, ALL).await {

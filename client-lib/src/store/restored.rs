@@ -5,8 +5,8 @@ use super::outbox::{Outgoing, number_again, set_refused};
 use super::{Store, int};
 use crate::error::Error;
 use godwit_wire::entry::EntryId;
-use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq};
-use rusqlite::{Connection, TransactionBehavior, params};
+use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
 /// Which entries of a chat are here.
@@ -16,6 +16,8 @@ pub(crate) struct Here {
     pub(crate) others: Vec<(Seq, EntryId)>,
     /// Of this device, in order. It is told of each when that is sent, be it on top of another past than what is here.
     pub(crate) own: Vec<(Seq, EntryId)>,
+    /// When the first of all that are here was written, also if it stands beyond those above.
+    pub(crate) began: Option<UnixMillis>,
 }
 
 impl Store {
@@ -27,7 +29,9 @@ impl Store {
             let id = EntryId { id: MessageId(Uuid::from_bytes(row.get(1)?)), at: at_of(row.get(2)?) };
             Ok((seq_of(row.get(0)?).zip(Some(id)), row.get::<_, bool>(3)?))
         })?;
-        let mut here = Here::default();
+        let sql = "SELECT at FROM entries WHERE chat = ?1 ORDER BY seq LIMIT 1";
+        let began = self.db.prepare_cached(sql)?.query_row([chat.to_string()], |row| row.get(0)).optional()?;
+        let mut here = Here { began: began.map(at_of), ..Here::default() };
         for row in rows {
             let (entry, own) = row?;
             if own { here.own.extend(entry) } else { here.others.extend(entry) }

@@ -192,14 +192,24 @@ impl Taking<'_> {
                 *first = entry.seq.min(*first);
                 return Ok(());
             }
-            // A new device began the chat behind it, by a list that was made while it was on its way.
+            // A new device began the chat behind it, by a list that was made while it was on its way. What comes after
+            // such as follow it is not that: a relay that lost its store's last moments offers again what is older.
             None if pushed && !self.is_hole(&text, seq)? => {
+                let is_next = !self.holds_beyond(&text, seq)?;
                 put_entry(self.txn, &text, entry)?;
-                self.happened(chat, entry)?;
+                if is_next {
+                    self.happened(chat, entry)?;
+                }
             }
             _ => {}
         }
         self.have(chat, entry.seq)
+    }
+
+    /// Something that others sent is here that stands behind.
+    fn holds_beyond(&self, chat: &str, seq: i64) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM entries WHERE chat = ?1 AND seq > ?2 AND sender <> ?3)";
+        Ok(self.txn.prepare_cached(sql)?.query_row(params![chat, seq, self.own.as_str()], |row| row.get(0))?)
     }
 
     fn is_hole(&self, chat: &str, seq: i64) -> Result<bool, Error> {
@@ -441,6 +451,7 @@ impl Taking<'_> {
             let position = first.prev().filter(|_| !listed);
             self.insert_chat(chat, summary.kind, &summary.title, summary.role, position)?;
         }
+        self.go_back(summary)?;
         if let Some(order) = self.order(chat)? {
             order.reaches(summary.head);
             if order.missing().is_none() {
@@ -453,6 +464,25 @@ impl Taking<'_> {
             }
         }
         self.receipt(chat, summary.receipt)
+    }
+
+    /// The relay has something for this device that stands before where it began the chat: it was on its way then, and
+    /// got lost with the connection.
+    fn go_back(&mut self, summary: &ChatSummary) -> Result<(), Error> {
+        let (chat, text, next) = (&summary.chat, summary.chat.to_string(), int(summary.next.get()));
+        if self.position(chat)?.is_none_or(|position| position < summary.next) || summary.next > summary.head {
+            return Ok(());
+        }
+        let sql = "SELECT EXISTS (SELECT 1 FROM entries WHERE chat = ?1 AND seq = ?2)";
+        let is_here: bool = self.txn.prepare_cached(sql)?.query_row(params![text, next], |row| row.get(0))?;
+        if is_here || self.is_hole(&text, next)? || self.holds_beyond(&text, next)? {
+            return Ok(());
+        }
+        let before = summary.next.prev();
+        let sql = "UPDATE chats SET position = ?2 WHERE chat = ?1";
+        self.txn.execute(sql, params![text, int(before.map_or(0, Seq::get))])?;
+        self.orders.chats.insert(chat.clone(), Order::new(before));
+        Ok(())
     }
 
     /// What is told goes forward only: a relay may know less of one of the two than another did.

@@ -12,6 +12,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(super) struct DeviceFan {
     pub(super) link: Option<Arc<Link>>,
+    /// The enrolment that what is known here is of; 0 of a region.
+    pub(super) enrolment: u32,
     tracks: HashMap<ChatId, Track>,
     /// Entries on their way, over all chats.
     in_flight: u64,
@@ -31,6 +33,10 @@ pub(super) enum Offer {
 }
 
 impl DeviceFan {
+    pub(super) fn of(enrolment: u32) -> Self {
+        Self { enrolment, ..Self::default() }
+    }
+
     /// Takes the newest entry of a chat to the device: onto its lane, or behind. Without `frame` it is to be read from the
     /// log, whatever room there is.
     pub(super) fn offer(

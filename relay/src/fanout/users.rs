@@ -1,5 +1,6 @@
 //! The users and devices that fan-out has met, and those that are new, enrolled anew or shut out.
 
+use super::device::DeviceFan;
 use super::{STORE_POLL, Worker, region};
 use crate::store::{Committed, StoreError};
 use godwit_core::device::Revocation;
@@ -40,7 +41,7 @@ impl Worker {
                 for user in unknown {
                     let rows = store.inbox_of_user(&user)?;
                     let devices = if user.is_region() {
-                        vec![DeviceId::of_region(&user.home())]
+                        vec![(DeviceId::of_region(&user.home()), 0)]
                     } else {
                         store.devices(&user)?
                     };
@@ -50,10 +51,10 @@ impl Worker {
             })
             .await?;
         for (user, devices, rows) in loaded {
-            for device in &devices {
-                self.devices.entry(device.clone()).or_default();
+            for (device, enrolment) in &devices {
+                self.devices.entry(device.clone()).or_insert_with(|| DeviceFan::of(*enrolment));
             }
-            self.users.insert(user, devices);
+            self.users.insert(user, devices.into_iter().map(|(device, _)| device).collect());
             for (device, chat, row) in rows {
                 // What is known already is newer than the store.
                 if let Some(fan) = self.devices.get_mut(&device)
@@ -112,6 +113,7 @@ impl Worker {
                 if let Some(fan) = self.chats.get_mut(chat) {
                     fan.waiting.remove(device);
                 }
+                self.moves.remove(&(device.clone(), chat.clone()));
             }
         }
     }

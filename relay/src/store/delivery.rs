@@ -1,10 +1,10 @@
 //! What fan-out keeps: inbox rows, watermarks, and how far a chat is settled.
 
 use super::StoreError;
+use super::chats::device;
 use super::keys::Key;
 use super::tables::{CursorRow, Floor, Read, Watermark, put};
 use super::writer::{Batch, Write};
-use godwit_core::Device;
 use godwit_core::inbox::InboxRow;
 use godwit_wire::{ChatId, DeviceId, Seq, UserId};
 
@@ -21,6 +21,8 @@ pub enum InboxChange {
 #[derive(Clone, Debug)]
 pub struct InboxWrite {
     pub device: DeviceId,
+    /// The enrolment it is for: that of another has an inbox of its own. 0 of a region.
+    pub enrolment: u32,
     pub chat: ChatId,
     pub change: InboxChange,
 }
@@ -36,16 +38,17 @@ impl Write for InboxWrites {
     fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
         for write in &self.0 {
             let key = Key::new().device(&write.device).chat(&write.chat).bytes();
+            if !write.device.is_region() {
+                let device = device(&batch.tables, &Key::new().device(&write.device).bytes())?;
+                // One that was revoked keeps no inbox, and one that was enrolled anew has begun another.
+                if device.is_none_or(|device| device.revoked || device.enrolment != write.enrolment) {
+                    continue;
+                }
+            }
             let row: Option<InboxRow> = batch.tables.inbox.record(&key)?;
             let row = match (&write.change, row) {
                 (InboxChange::Begin(from), Some(row)) if row.from <= *from => continue,
                 (InboxChange::Begin(from), row) => {
-                    // A device that was revoked meanwhile keeps no inbox.
-                    let device: Option<Device> =
-                        batch.tables.devices.record(&Key::new().device(&write.device).bytes())?;
-                    if !write.device.is_region() && device.is_none_or(|device| device.revoked) {
-                        continue;
-                    }
                     if row.is_none() {
                         batch.metrics.inbox_rows_written.inc();
                     }

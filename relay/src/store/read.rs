@@ -83,15 +83,15 @@ impl Snapshot {
         self.table(DEVICES)?.record(&Key::new().device(device).bytes())
     }
 
-    /// A user's devices that are not revoked.
-    pub(crate) fn devices(&self, user: &UserId) -> Result<Vec<DeviceId>, StoreError> {
+    /// A user's devices that are not revoked, with their enrolments.
+    pub(crate) fn devices(&self, user: &UserId) -> Result<Vec<(DeviceId, u32)>, StoreError> {
         let (start, end) = Key::new().user(user).prefix();
         let mut devices = Vec::new();
         for row in self.table(DEVICES)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
             let (key, value) = row?;
             let record: Device = decode(value.value())?;
             if !record.revoked {
-                devices.push(Parts(key.value()).device()?);
+                devices.push((Parts(key.value()).device()?, record.enrolment));
             }
         }
         Ok(devices)

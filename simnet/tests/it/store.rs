@@ -277,7 +277,7 @@ async fn below_the_reserve_sends_are_refused_and_acknowledging_goes_on() -> Resu
     let (n, refusal) = tokio::time::timeout(PATIENCE, noticed).await.context("not noticed")?;
     ensure!(refusal.code == Code::Unavailable && refusal.explanation.contains("disk"), "{refusal:?}");
     let change = InboxChange::Begin(Seq::FIRST);
-    let write = InboxWrite { device: device("bob"), chat: chat(), change };
+    let write = InboxWrite { device: device("bob"), enrolment: 1, chat: chat(), change };
     bench.store().write_inbox(vec![write]).await.context("inbox rows")?;
     ensure!(bench.store().revoke(device("bob")).await?, "revoking");
     ensure!(!bench.log().await?.is_empty(), "reading");

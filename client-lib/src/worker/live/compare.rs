@@ -18,8 +18,9 @@ use tokio::time::Instant;
 pub(super) enum Agreed {
     /// As far as both reach.
     Whole,
-    /// Up to this entry, and not beyond it.
-    UpTo(Option<Seq>),
+    /// Up to this entry, and not beyond it. Not `surely`, if all that is here stands beyond what the relay has: it may only
+    /// be behind.
+    UpTo { last: Option<Seq>, surely: bool },
 }
 
 /// How far a comparison is.
@@ -64,7 +65,7 @@ impl Comparing {
 
 /// Asks for entries of a chat until it is known how far these are the same.
 async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq) -> Result<Agreed, Error> {
-    let Here { others, own } = here;
+    let Here { others, own, began } = here;
     let (mut same, mut other) = (0, others.len());
     // Most often all are.
     let mut middle = others.len().saturating_sub(1);
@@ -85,14 +86,14 @@ async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq)
     if let Some((seq, _)) = same.checked_sub(1).map(|i| own[i]) {
         last = Some(seq);
     }
-    let first = others.first().into_iter().chain(here.own.first()).min_by_key(|(seq, _)| *seq);
-    if let (None, Some((_, first))) = (last, first) {
+    if let (None, Some(began)) = (last, *began) {
         // What this device began with is lost: it begins with what was written since.
-        last = last_before(connection, chat, first.at).await?;
+        last = last_before(connection, chat, began).await?;
     }
     // What was hidden beyond the last that is the same may be an entry of the other past.
-    let is_whole = end.is_none() && same == count && (first.is_none() || last >= Some(bound));
-    Ok(if is_whole { Agreed::Whole } else { Agreed::UpTo(last) })
+    let is_whole = end.is_none() && same == count && (began.is_none() || last >= Some(bound));
+    let surely = !(others.is_empty() && here.own.is_empty());
+    Ok(if is_whole { Agreed::Whole } else { Agreed::UpTo { last, surely } })
 }
 
 /// The last entry of the relay's that was written by `time`.
@@ -274,14 +275,14 @@ impl Live {
     ) -> Result<(), Error> {
         let position = worker.position(&chat)?;
         let cut = match (agreed, &summary) {
-            (Agreed::UpTo(last), Some(summary)) => Some(last.min(Some(summary.head))),
-            (Agreed::UpTo(last), None) => Some(last),
+            (Agreed::UpTo { last, .. }, Some(summary)) => Some(last.min(Some(summary.head))),
+            (Agreed::UpTo { last, .. }, None) => Some(last),
             (Agreed::Whole, Some(summary)) => Some(summary.head).filter(|head| position > Some(*head)).map(Some),
             (Agreed::Whole, None) => None,
         };
         if let Some(last) = cut {
             tracing::warn!(%chat, ?last, "what is here is of another past from there on");
-            let surely = matches!(agreed, Agreed::UpTo(_)) || worker.is_home_of(&chat);
+            let surely = matches!(agreed, Agreed::UpTo { surely: true, .. }) || worker.is_home_of(&chat);
             worker.inner.store().cut_back(&chat, last, surely)?;
             worker.orders.chats.remove(&chat);
             worker.unacknowledged.remove(&chat);
