@@ -197,19 +197,22 @@ impl Checker {
     /// What a client says of something that was put in.
     pub fn sent(&self, device: &DeviceId, id: MessageId, told: MessageState, seq: Option<Seq>) {
         let mut state = self.state();
+        let is_out = state.revoked.contains_key(device);
         let Some(put) = state.puts.get_mut(&id) else { return };
         // Back at its device, where it was numbered anew: another message had its number.
         let renumbered = (told, put.told) == (MessageState::Pending, MessageState::Queued) && put.may_renumber;
         let back = told < put.told && !renumbered;
         let before = std::mem::replace(&mut put.told, told);
         let (chat, what) = (put.chat.clone(), put.what.clone());
+        // Shut out, it does not hear that what it sent was lost.
+        let is_past = is_out && put.loss != Loss::None;
         let mut faults = Vec::new();
         if back {
             faults.push(format!("states: {device} was told {before:?} of {what:?}, and then {told:?}"));
         }
         if let Some(seq) = seq.filter(|_| told >= MessageState::Sent) {
-            put.fate = Fate::Sent(seq);
-            if !state.is_doubtful(device, &chat) {
+            put.fate = if is_past { Fate::Unsure } else { Fate::Sent(seq) };
+            if !is_past && !state.is_doubtful(device, &chat) {
                 faults.extend(state.fact(&chat, seq, Fact { from: device.clone(), what: what.clone() }, device).err());
             }
         }
