@@ -251,6 +251,11 @@ impl Relay {
         &self.edge.metrics
     }
 
+    /// The region's store, where it is held.
+    fn store(&self) -> Option<Store> {
+        self.edge.router.owner.as_ref().map(|owner| owner.store.clone())
+    }
+
     /// What waits for devices here, and for other regions, at most `limit` of it: who has not taken which chat, from where
     /// on. Empty at an edge.
     ///
@@ -260,7 +265,7 @@ impl Relay {
         &self,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(DeviceId, ChatId, Seq)>, StoreError>> + Send + use<> {
-        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        let store = self.store();
         async move {
             match store {
                 Some(store) => store.read(move |store| store.inbox(limit)).await,
@@ -274,7 +279,7 @@ impl Relay {
     /// # Errors
     /// If there is such a file, or it cannot be written; at an edge, that there is no store.
     pub fn back_up(&self, to: PathBuf) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
-        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        let store = self.store();
         async move {
             match store {
                 Some(store) => store.backup(to).await,
@@ -289,7 +294,7 @@ impl Relay {
     /// # Errors
     /// That the store cannot write now; the device is not shut out.
     pub fn revoke(&self, device: DeviceId) -> impl Future<Output = Result<bool, Refusal>> + Send + use<> {
-        let store = self.edge.router.owner.as_ref().map(|owner| owner.store.clone());
+        let store = self.store();
         async move {
             match store {
                 Some(store) => store.revoke(device).await,

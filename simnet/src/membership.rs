@@ -4,7 +4,7 @@
 //! nothing passes. The promises: all find each other; who dies is known to almost all within seconds; nobody is declared down
 //! who is well; in the end all agree on who is there and who holds whom.
 
-use crate::plan::{Cut, Link, Network, Plan, RelayFault, Step, What};
+use crate::plan::{Cut, Network, Plan, RelayFault, Step, What};
 use crate::sim::{Options, Ran, Sim};
 use crate::world::places::{self, Access};
 use crate::world::{HostId, SimSocket};
@@ -378,22 +378,17 @@ impl Cluster {
                 cut(false);
                 Ok(())
             }
-            What::Link(Link { from, to, both, with }) => {
-                let set = |changes| {
-                    self.sim.set_link(from, to, changes);
-                    if *both {
-                        self.sim.set_link(to, from, changes);
-                    }
-                };
-                set(Some(*with));
+            What::Link(link) => {
+                self.sim.change_link(link, true);
                 // One that loses a little is no excuse.
+                let with = &link.with;
                 let is_bad = with.loss > Some(0.1) || with.burst.is_some() || with.latency > Some(SLOW);
                 if is_bad {
                     self.trouble(lasts).await;
                 } else {
                     self.sim.sleep(lasts).await;
                 }
-                set(None);
+                self.sim.change_link(link, false);
                 Ok(())
             }
             What::Do { .. } | What::Device { .. } => bail!("there are no devices"),

@@ -6,10 +6,10 @@ mod faults;
 mod people;
 
 use crate::membership;
-use crate::plan::{Cut, Link, Plan, Step, What};
+use crate::plan::{Cut, Plan, Step, What};
 use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
-use crate::world::places::{Access, PipeChanges};
+use crate::world::places::Access;
 use anyhow::{Context, Result};
 use godwit_checker::app::{self, LOOK};
 use godwit_checker::{Heads, Past};
@@ -85,17 +85,9 @@ impl Player {
                 player.begin(&id, true)
             });
         }
-        let all = async {
-            while let Some(enrolled) = enrolling.join_next().await {
-                enrolled??;
-            }
-            Ok::<(), anyhow::Error>(())
-        };
-        let Ok(enrolled) = tokio::time::timeout(plan.settles, all).await else {
-            self.sim.checker().broken(format!("liveness: not all devices are enrolled after {:?}", plan.settles));
+        if !self.end(enrolling, "not all devices are enrolled").await? {
             return Ok(());
-        };
-        enrolled?;
+        }
         let begun = self.sim.now();
         if let Some(recorder) = self.sim.recorder() {
             recorder.begin(begun);
@@ -113,19 +105,27 @@ impl Player {
         self.sim.sleep((begun + plan.heals).saturating_sub(self.sim.now())).await;
         self.sim.world().note("all heals");
         self.healed.cancel();
-        let ends = async {
+        if !self.end(tasks, "not all is mended").await? {
+            return Ok(());
+        }
+        self.heal().await?;
+        self.settle().await
+    }
+
+    /// Waits until all tasks have ended. False, and `what` is a broken promise, if that takes too long.
+    async fn end(&self, mut tasks: JoinSet<Result<()>>, what: &str) -> Result<bool> {
+        let within = self.plan.settles;
+        let all = async {
             while let Some(ended) = tasks.join_next().await {
                 ended??;
             }
-            Ok::<(), anyhow::Error>(())
+            Ok(())
         };
-        let Ok(ended) = tokio::time::timeout(plan.settles, ends).await else {
-            self.sim.checker().broken(format!("liveness: not all is mended after {:?}", plan.settles));
-            return Ok(());
-        };
-        ended?;
-        self.heal().await?;
-        self.settle().await
+        if let Ok(ended) = tokio::time::timeout(within, all).await {
+            return ended.map(|()| true);
+        }
+        self.sim.checker().broken(format!("liveness: {what} after {within:?}"));
+        Ok(false)
     }
 
     fn access(&self, name: &str) -> Result<Access> {
@@ -260,16 +260,10 @@ impl Player {
                 self.lasts(step.lasts).await;
                 each(&|from, to| self.sim.mend(from, to));
             }
-            What::Link(Link { from, to, both, with }) => {
-                let set = |changes: Option<PipeChanges>| {
-                    self.sim.set_link(from, to, changes);
-                    if *both {
-                        self.sim.set_link(to, from, changes);
-                    }
-                };
-                set(Some(*with));
+            What::Link(link) => {
+                self.sim.change_link(link, true);
                 self.lasts(step.lasts).await;
-                set(None);
+                self.sim.change_link(link, false);
             }
         }
         Ok(())

@@ -58,8 +58,8 @@
 //! Instead of relays and devices, `gossip = { relays = 1000, regions = ["eu", "us"], network = "wan" }` has the membership
 //! cores of so many relays, `eu/eu-1`, `us/us-1`, `eu/eu-2` and so on, and nothing else.
 //!
-//! What can stand there is listed at [`Action`], [`DeviceFault`], [`RelayFault`], [`Cut`], [`Link`] and [`PipeChanges`]. Names of chats are the file's
-//! own; they are the titles of groups. Unknown keys and names are refused with their line or step.
+//! What can stand there is listed at [`Action`], [`DeviceFault`], [`RelayFault`], [`Cut`], [`Link`] and [`PipeChanges`]. Names
+//! of chats are the file's own; they are the titles of groups. Unknown keys and names are refused with their line or step.
 
 use crate::general;
 use crate::plan::{Action, Cut, DeviceFault, DevicePlan, Link, Network, Plan, RelayFault, RelayPlan, Step, What};

@@ -9,6 +9,7 @@ mod relays;
 pub use devices::Device;
 
 use crate::entropy;
+use crate::plan::Link;
 use crate::report::Recorder;
 use crate::trace::Trace;
 use crate::world::places::{self, PipeChanges};
@@ -269,6 +270,15 @@ impl Sim {
         let what = changes.map_or_else(|| " is as usual".to_owned(), |changes| changes.to_string());
         self.0.world.note(&format!("link {from} -> {to}{what}"));
         self.0.world.set_link(from, to, changes.map(|changes| changes.over(places::between(from, to))));
+    }
+
+    /// Has a link be as a plan says, or as usual again.
+    pub(crate) fn change_link(&self, link: &Link, changed: bool) {
+        let changes = changed.then_some(link.with);
+        self.set_link(&link.from, &link.to, changes);
+        if link.both {
+            self.set_link(&link.to, &link.from, changes);
+        }
     }
 
     /// What was cut from one to the other passes again.

@@ -443,9 +443,10 @@ impl Taking<'_> {
     fn summary(&mut self, summary: &ChatSummary) -> Result<(), Error> {
         let chat = &summary.chat;
         if self.order(chat)?.is_none() {
-            // A new device begins where the relay says, or before that with what it was pushed already. For one that had all chats already, this one has begun since: it
-            // gets the whole of it, also if its user's device took a part of it in a life that this home does not know (it
-            // was enrolled anew after it was away for long, or came back from a backup).
+            // A new device begins where the relay says, or before that with what it was pushed already. For one that had
+            // all chats already, this one has begun since: it gets the whole of it, also if its user's device took a part
+            // of it in a life that this home does not know (it was enrolled anew after it was away for long, or came back
+            // from a backup).
             let listed: bool = self.txn.query_row("SELECT listed FROM device", [], |row| row.get(0))?;
             let first = self.orders.pushed.get(chat).map_or(summary.next, |pushed| summary.next.min(*pushed));
             let position = first.prev().filter(|_| !listed);
@@ -469,10 +470,11 @@ impl Taking<'_> {
     /// The relay has something for this device that stands before where it began the chat: it was on its way then, and
     /// got lost with the connection.
     fn go_back(&mut self, summary: &ChatSummary) -> Result<(), Error> {
-        let (chat, text, next) = (&summary.chat, summary.chat.to_string(), int(summary.next.get()));
+        let chat = &summary.chat;
         if self.position(chat)?.is_none_or(|position| position < summary.next) || summary.next > summary.head {
             return Ok(());
         }
+        let (text, next) = (chat.to_string(), int(summary.next.get()));
         let sql = "SELECT EXISTS (SELECT 1 FROM entries WHERE chat = ?1 AND seq = ?2)";
         let is_here: bool = self.txn.prepare_cached(sql)?.query_row(params![text, next], |row| row.get(0))?;
         if is_here || self.is_hole(&text, next)? || self.holds_beyond(&text, next)? {

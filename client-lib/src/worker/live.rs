@@ -237,10 +237,6 @@ impl Live {
                     let idle = self.busy_at.elapsed() > IDLE_AFTER && self.nothing_waits();
                     tick.as_mut().reset(Instant::now() + if idle { IDLE_TICK } else { TICK });
                 }
-                () = tokio::time::sleep_until(self.renew_at.unwrap_or_else(Instant::now)), if self.renew_at.is_some() => {
-                    self.renew_at = None;
-                    self.renew(worker)?;
-                }
                 Some(brought) = self.errands.join_next() => match brought {
                     Ok(Brought::Moved(Ok(joined))) => return Ok(Some(joined)),
                     Ok(brought) => self.brought(worker, brought).await?,
@@ -589,6 +585,10 @@ impl Live {
         if self.ask_later.is_some_and(|at| Instant::now() >= at) {
             self.ask_later = None;
             self.ask_receipts(worker)?;
+        }
+        if self.renew_at.is_some_and(|at| Instant::now() >= at) {
+            self.renew_at = None;
+            self.renew(worker)?;
         }
         let version = worker.inner.store().data_version()?;
         if version == self.looked {

@@ -7,7 +7,7 @@ use crate::session::one_shot;
 use crate::store::{Here, Incoming};
 use crate::worker::Worker;
 use godwit_wire::entry::EntryId;
-use godwit_wire::frame::{ChatSummary, Event, History, Range, Reply, Request};
+use godwit_wire::frame::{ChatSummary, Event, History, HistoryPage, Range, Reply, Request};
 use godwit_wire::{ChatId, Seq, UnixMillis, limits};
 use quinn::Connection;
 use std::collections::{HashMap, HashSet};
@@ -98,21 +98,33 @@ async fn agreed(connection: &Connection, chat: &ChatId, here: &Here, bound: Seq)
 
 /// The last entry of the relay's that was written by `time`.
 async fn last_before(connection: &Connection, chat: &ChatId, time: UnixMillis) -> Result<Option<Seq>, Error> {
-    let limit = u16::try_from(limits::PAGE_ENTRIES).unwrap_or(u16::MAX);
     let mut before = None;
     loop {
-        let request = Request::History(History { chat: chat.clone(), range: Range::Before(before), limit });
+        let page = read(connection, chat, Range::Before(before), limits::PAGE_ENTRIES).await?;
+        let Some(page) = page else { return Ok(None) };
+        if let Some(entry) = page.entries.iter().rev().find(|entry| entry.at <= time) {
+            return Ok(Some(entry.seq));
+        }
+        let first = page.entries.iter().map(|entry| entry.seq).chain(page.hidden.iter().map(|part| part.from));
+        before = first.min();
+        if before.and_then(Seq::prev).is_none() {
+            return Ok(None);
+        }
+    }
+}
+
+/// A page of the relay's log, however long it is busy; none if it gives none.
+async fn read(
+    connection: &Connection,
+    chat: &ChatId,
+    range: Range,
+    limit: usize,
+) -> Result<Option<HistoryPage>, Error> {
+    let limit = u16::try_from(limit.min(limits::PAGE_ENTRIES)).unwrap_or(u16::MAX);
+    let request = Request::History(History { chat: chat.clone(), range, limit });
+    loop {
         match one_shot(connection, &request).await? {
-            Reply::HistoryPage(page) => {
-                if let Some(entry) = page.entries.iter().rev().find(|entry| entry.at <= time) {
-                    return Ok(Some(entry.seq));
-                }
-                let first = page.entries.iter().map(|entry| entry.seq).chain(page.hidden.iter().map(|part| part.from));
-                before = first.min();
-                if before.and_then(Seq::prev).is_none() {
-                    return Ok(None);
-                }
-            }
+            Reply::HistoryPage(page) => return Ok(Some(page)),
             Reply::Refused(refusal) if refusal.code.is_passing() => {
                 tokio::time::sleep(refusal.retry_after().unwrap_or(RETRY)).await;
             }
@@ -130,25 +142,15 @@ async fn is_same(connection: &Connection, chat: &ChatId, entry: (Seq, EntryId)) 
 async fn how_many_are_same(connection: &Connection, chat: &ChatId, here: &[(Seq, EntryId)]) -> Result<usize, Error> {
     let mut same = 0;
     while let Some((seq, _)) = here.get(same) {
-        let limit = u16::try_from((here.len() - same).min(limits::PAGE_ENTRIES)).unwrap_or(u16::MAX);
-        let request = Request::History(History { chat: chat.clone(), range: Range::From(*seq), limit });
+        let page = read(connection, chat, Range::From(*seq), here.len() - same).await?;
+        let Some(page) = page else { return Ok(same) };
         let before = same;
-        match one_shot(connection, &request).await? {
-            Reply::HistoryPage(page) => {
-                let theirs: HashMap<Seq, EntryId> =
-                    page.entries.iter().map(|entry| (entry.seq, entry.entry_id())).collect();
-                same += here[same..].iter().take_while(|(seq, id)| theirs.get(seq) == Some(id)).count();
-                let told = page.entries.last().map(|entry| entry.seq);
-                // The first that is not, or was not told: the page was full before it.
-                if same == before || here.get(same).is_some_and(|(seq, _)| Some(*seq) <= told) {
-                    return Ok(same);
-                }
-            }
-            Reply::Refused(refusal) if refusal.code.is_passing() => {
-                tokio::time::sleep(refusal.retry_after().unwrap_or(RETRY)).await;
-            }
-            Reply::Refused(_) => return Ok(same),
-            _ => return Err(Error::Unreachable("history was answered with something else".to_owned())),
+        let theirs: HashMap<Seq, EntryId> = page.entries.iter().map(|entry| (entry.seq, entry.entry_id())).collect();
+        same += here[same..].iter().take_while(|(seq, id)| theirs.get(seq) == Some(id)).count();
+        let told = page.entries.last().map(|entry| entry.seq);
+        // The first that is not, or was not told: the page was full before it.
+        if same == before || here.get(same).is_some_and(|(seq, _)| Some(*seq) <= told) {
+            return Ok(same);
         }
     }
     Ok(same)
