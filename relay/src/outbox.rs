@@ -19,7 +19,7 @@ use crate::router::{Route, Router, away};
 use crate::store::StoreError;
 use file::{Change, File, Kept, sender_key};
 use godwit_core::{Action, Command, Outcome, Sender};
-use godwit_wire::frame::Reply;
+use godwit_wire::frame::{Reply, Stamp};
 use godwit_wire::{ChatId, Clock, Code, Refusal};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -33,8 +33,8 @@ use tokio::time::Instant;
 const BATCH: usize = 256;
 /// How long after a passing refusal a chat is tried again, if the refusal does not say.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The same, if the device's ticket is not taken.
-const UNPROVED: Duration = Duration::from_mins(1);
+/// The same, if only the device itself can help: its ticket is not taken, or the home misses what it sent before.
+const UNHELPED: Duration = Duration::from_mins(1);
 /// How often queues that rest are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Chats and devices that are handed on at the same time.
@@ -105,6 +105,10 @@ impl State {
         self.bytes += cost;
         *self.user_bytes.entry(place.1.device.user()).or_default() += cost;
         let queue = self.queues.entry(place.clone()).or_default();
+        if queue.waiting.first_key_value().is_none_or(|(first, _)| waiting.command.stamp.n < *first) {
+            // This may be what the others wait for.
+            queue.rests = None;
+        }
         queue.waiting.insert(waiting.command.stamp.n, waiting);
     }
 
@@ -124,6 +128,17 @@ impl State {
             }
         }
         Some(waiting)
+    }
+
+    /// The numbers behind `n` that follow on what waits under it.
+    fn chained(&self, place: &Place, n: u64) -> Vec<u64> {
+        let Some(queue) = self.queues.get(place) else { return Vec::new() };
+        let rows: Vec<_> = queue.waiting.range(n..).map(|(n, waiting)| (*n, &waiting.command.stamp)).collect();
+        let follows = |pair: &&[(u64, &Stamp)]| {
+            let [(before, first), (n, next)] = pair else { return false };
+            *n == before + 1 && next.previous == Some(first.id)
+        };
+        rows.windows(2).take_while(follows).map(|pair| pair[1].0).collect()
     }
 }
 
@@ -332,7 +347,7 @@ impl Outbox {
             }
             let Some(credential) = credential else {
                 // Its write failed: the device brings it again.
-                rests = Some(Instant::now() + UNPROVED);
+                rests = Some(Instant::now() + UNHELPED);
                 break;
             };
             let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
@@ -348,8 +363,9 @@ impl Outbox {
                     continue;
                 }
                 tracing::debug!(chat = %place.0, %refusal, "the outbox goes on later");
-                // A ticket that is not good any more: the device sends the rest itself when it is back.
-                let wait = if refusal.code == Code::Unauthenticated { UNPROVED } else { AGAIN };
+                // The device sends the rest itself when it is back.
+                let is_helpless = matches!(refusal.code, Code::Unauthenticated | Code::OutOfOrder);
+                let wait = if is_helpless { UNHELPED } else { AGAIN };
                 rests = Some(Instant::now() + refusal.retry_after().unwrap_or(wait));
                 break;
             }
@@ -391,22 +407,29 @@ impl Outbox {
         home.show(&sender.device, credential).await?;
         let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
         let outcomes = forward(home, &sender.device, chat, commands)?.await?;
-        let (mut drops, mut told, mut stopped) = (Vec::new(), Vec::new(), None);
+        let (mut told, mut stopped) = (BTreeMap::new(), None);
         for (n, outcome) in numbers.into_iter().zip(outcomes) {
             let reply = match outcome {
                 Outcome::Sent { seq, at } => Reply::Sent { seq, at },
-                // Another message has the number: the device hears it from the home, and numbers anew.
-                Outcome::Refused(refusal) if refusal.code.is_passing() && refusal.code != Code::NumberTaken => {
+                // Another message has the number: the device hears it from the home, and numbers anew. So it does with
+                // those behind, whose turn never comes under the numbers that they have.
+                Outcome::Refused(refusal) if refusal.code == Code::NumberTaken => {
+                    let behind = self.state().chained(place, n);
+                    told.extend(behind.into_iter().map(|n| (n, Reply::Refused(refusal.clone()))));
+                    Reply::Refused(refusal)
+                }
+                Outcome::Refused(refusal) if refusal.code == Code::OutOfOrder && told.contains_key(&n) => continue,
+                Outcome::Refused(refusal) if refusal.code.is_passing() => {
                     stopped = Some(refusal);
                     break;
                 }
                 Outcome::Refused(refusal) => Reply::Refused(refusal),
             };
-            drops.push(Change::Drop { sender: sender.clone(), chat: chat.clone(), n });
-            told.push((n, reply));
+            told.insert(n, reply);
         }
-        tracing::debug!(%chat, count = drops.len(), "handed on");
-        self.file.write(drops).await?;
+        tracing::debug!(%chat, count = told.len(), "handed on");
+        let drop = |n: &u64| Change::Drop { sender: sender.clone(), chat: chat.clone(), n: *n };
+        self.file.write(told.keys().map(drop).collect()).await?;
         for (n, reply) in told {
             let waiting = self.state().remove(place, n);
             if let Some(tell) = waiting.and_then(|waiting| waiting.tell) {

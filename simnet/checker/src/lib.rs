@@ -161,8 +161,12 @@ impl Checker {
 
     /// A device's home is that of its backup again.
     pub fn restored(&self, device: &DeviceId) {
-        let mut state = self.state();
-        if let Some((log, puts)) = state.backups.get(device).cloned() {
+        let (now, mut state) = (self.journal.now(), self.state());
+        if let Some((mut log, puts)) = state.backups.get(device).cloned() {
+            if log.told_nothing() {
+                // It may not even have had the list of its chats: then it begins them where they are, as a new one does.
+                log.since = now;
+            }
             state.devices.insert(device.clone(), log);
             state.forget_puts(device, puts);
             state.may_renumber(device);

@@ -71,6 +71,13 @@ pub(super) struct DeviceLog {
     pub(super) doubtful: Vec<(ChatId, Seq, Fact)>,
 }
 
+impl DeviceLog {
+    /// Its app was never told anything.
+    pub(super) fn told_nothing(&self) -> bool {
+        self.acknowledged == 0 && self.open.is_empty()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) broken: Vec<String>,

@@ -60,3 +60,60 @@ fn what_was_queued_after_a_failed_write_is_handed_on_without_its_device() -> Res
     })?;
     Ok(())
 }
+
+/// A phone came back from a backup and sent under the numbers of what its lost self had left at an edge: the home refused
+/// the first of that, and the rest waited for it there for ever.
+#[test]
+fn what_a_lost_phone_left_at_an_edge_does_not_wait_behind_a_taken_number() -> Result<()> {
+    const PHONE: &str = "alice@eu/phone";
+    Sim::run(&Options::seed(0), async |sim| {
+        for relay in ["eu/eu-1", "eu/eu-2"] {
+            sim.relay(relay, &[]).await?;
+        }
+        let bob = sim.device("bob@eu/phone", Access::WIFI).await?;
+        let alice = sim.device(PHONE, Access::WIFI).await?;
+        let chat = group(&alice, &["bob@eu"]).await?;
+        sim.close(PHONE).await?;
+        sim.back_up_device(PHONE)?;
+
+        let alice = sim.open(PHONE)?;
+        let said = alice.send(&chat, Content::text("one"))?;
+        alice.wait_for(said, MessageState::Sent, PATIENCE).await?;
+        for other in ["eu/eu-2", PHONE] {
+            sim.cut(other, "eu/eu-1");
+            sim.cut("eu/eu-1", other);
+        }
+        let ids: Vec<_> =
+            (0..5).map(|i| alice.send(&chat, Content::text(format!("lost {i}")))).collect::<Result<_, _>>()?;
+        for id in ids {
+            alice.wait_for(id, MessageState::Queued, PATIENCE).await?;
+        }
+        drop(alice);
+        sim.kill(PHONE).await?;
+
+        sim.restore_device(PHONE)?;
+        for (from, to) in [(PHONE, "eu/eu-2"), ("eu/eu-2", PHONE)] {
+            sim.cut(from, to);
+        }
+        for (from, to) in [(PHONE, "eu/eu-1"), ("eu/eu-1", PHONE)] {
+            sim.mend(from, to);
+        }
+        let alice = sim.open(PHONE)?;
+        for text in ["back", "again"] {
+            let said = alice.send(&chat, Content::text(text))?;
+            alice.wait_for(said, MessageState::Sent, PATIENCE).await?;
+        }
+        for (from, to) in [("eu/eu-2", "eu/eu-1"), ("eu/eu-1", "eu/eu-2")] {
+            sim.mend(from, to);
+        }
+        hears(&bob, "again").await?;
+        for _ in 0..120 {
+            if !sim.waiting("eu/eu-2").await?.iter().any(|what| what.contains("outbox")) {
+                return Ok(());
+            }
+            sim.sleep(Duration::from_secs(1)).await;
+        }
+        anyhow::bail!("{:?}", sim.waiting("eu/eu-2").await?)
+    })?;
+    Ok(())
+}
