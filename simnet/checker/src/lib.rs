@@ -108,6 +108,9 @@ impl Checker {
         state.may_renumber(device);
         state.let_in(device);
         state.enrolled.insert(device.clone(), now);
+        if let Some(log) = state.devices.get_mut(device) {
+            log.returned(now);
+        }
         // It holds a certificate that is not good any more.
         state.backups.remove(device);
     }
@@ -163,10 +166,7 @@ impl Checker {
     pub fn restored(&self, device: &DeviceId) {
         let (now, mut state) = (self.journal.now(), self.state());
         if let Some((mut log, puts)) = state.backups.get(device).cloned() {
-            if log.told_nothing() {
-                // It may not even have had the list of its chats: then it begins them where they are, as a new one does.
-                log.since = now;
-            }
+            log.returned(now);
             state.devices.insert(device.clone(), log);
             state.forget_puts(device, puts);
             state.may_renumber(device);

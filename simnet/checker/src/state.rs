@@ -72,9 +72,12 @@ pub(super) struct DeviceLog {
 }
 
 impl DeviceLog {
-    /// Its app was never told anything.
-    pub(super) fn told_nothing(&self) -> bool {
-        self.acknowledged == 0 && self.open.is_empty()
+    /// It came back from a backup, or was enrolled anew. If it was never told anything, it may not have had the list of
+    /// its chats yet either: then it begins them where they are, as a new device does.
+    pub(super) fn returned(&mut self, now: Duration) {
+        if self.acknowledged == 0 && self.open.is_empty() {
+            self.since = now;
+        }
     }
 }
 
