@@ -406,6 +406,11 @@ impl Client {
         }
     }
 
+    /// Whether the chats here were compared with the relay's since the start: all of the user's chats are here.
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
     /// Waits until the chats here were compared with the relay's, once after each start.
     ///
     /// # Errors

@@ -25,6 +25,9 @@ pub async fn run(
         tokio::select! {
             biased;
             _ = look.tick() => {
+                if client.is_synced() {
+                    checker.listed(device);
+                }
                 for id in checker.open_puts(device) {
                     match client.message_state(id) {
                         Ok(Some(message)) => checker.sent(device, id, message.state, message.seq),

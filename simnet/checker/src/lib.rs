@@ -89,6 +89,13 @@ impl Checker {
         state.devices.insert(device.clone(), log);
     }
 
+    /// A device has the list of its chats.
+    pub fn listed(&self, device: &DeviceId) {
+        if let Some(log) = self.state().devices.get_mut(device) {
+            log.listed = true;
+        }
+    }
+
     /// A copy of a device's home was made.
     pub fn backed_up(&self, device: &DeviceId) {
         let mut state = self.state();

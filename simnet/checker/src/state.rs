@@ -57,6 +57,8 @@ pub(super) struct View {
 pub(super) struct DeviceLog {
     /// When it was enrolled on a home without a past.
     pub(super) since: Duration,
+    /// It has, or had, the list of its chats.
+    pub(super) listed: bool,
     /// It came back from a backup, or was enrolled anew.
     pub(super) may_renumber: bool,
     /// Events that were told, until they are acknowledged.
@@ -72,10 +74,10 @@ pub(super) struct DeviceLog {
 }
 
 impl DeviceLog {
-    /// It came back from a backup, or was enrolled anew. If it was never told anything, it may not have had the list of
-    /// its chats yet either: then it begins them where they are, as a new device does.
+    /// It came back from a backup, or was enrolled anew. If it never had the list of its chats, it begins them where they
+    /// are, as a new device does.
     pub(super) fn returned(&mut self, now: Duration) {
-        if self.acknowledged == 0 && self.open.is_empty() {
+        if !self.listed {
             self.since = now;
         }
     }
