@@ -23,7 +23,7 @@ async fn say(client: &Client, chat: &ChatId, text: &str) -> Result<Seq> {
 async fn group(owner: &Client, members: &[&str]) -> Result<ChatId> {
     let members = members.iter().map(|name| member(name)).collect();
     let (chat, id) = owner.create_group(Title::parse("walks")?, members)?;
-    owner.wait_for(id, MessageState::Sent, PATIENCE).await?;
+    owner.wait_for(id, MessageState::Delivered, PATIENCE).await?;
     Ok(chat)
 }
 
