@@ -1,5 +1,12 @@
 //! The public API.
+//!
+//! - [`attachments`]: files in messages
 
+mod attachments;
+
+pub use attachments::{NewAttachment, Upload};
+
+use crate::attachment::Progress;
 use crate::content::Content;
 use crate::error::Error;
 use crate::event::{ConnectionState, MessageState, Next};
@@ -10,7 +17,7 @@ use crate::worker::{Job, Worker};
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
 use godwit_wire::frame::Receipt;
 use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -131,12 +138,18 @@ pub(crate) struct Inner {
     pub(crate) state: watch::Sender<ConnectionState>,
     /// The chats were compared with the relay's since the start.
     synced: watch::Sender<bool>,
+    /// How far files are on their way up.
+    transfers: Mutex<HashMap<MessageId, Progress>>,
 }
 
 impl Inner {
     /// SQLite calls are short, and made where they are needed: a thread hop would cost more.
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn transfers(&self) -> MutexGuard<'_, HashMap<MessageId, Progress>> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn changed(&self) {
@@ -192,6 +205,7 @@ impl Client {
             changes: watch::Sender::new(0),
             state: watch::Sender::new(ConnectionState::Connecting),
             synced: watch::Sender::new(false),
+            transfers: Mutex::default(),
         });
         let (jobs, queue) = mpsc::channel(JOBS);
         let stop = CancellationToken::new();
@@ -334,7 +348,13 @@ impl Client {
     /// How far a message got; none if it is not known here any more.
     pub fn message_state(&self, id: MessageId) -> Result<Option<SentMessage>, Error> {
         let store = self.inner.store();
-        let Some((chat, stored)) = store.stored(id)? else { return Ok(None) };
+        let Some((chat, stored)) = store.stored(id)? else {
+            let Some(upload) = store.upload(id)? else { return Ok(None) };
+            return match upload.refusal {
+                Some(refusal) => Err(Error::Refused(refusal)),
+                None => Ok(Some(SentMessage { chat: upload.chat, seq: None, at: None, state: MessageState::Pending })),
+            };
+        };
         let (seq, at, state) = match stored {
             Stored::Pending => (None, None, MessageState::Pending),
             Stored::Queued => (None, None, MessageState::Queued),

@@ -3,6 +3,7 @@
 //! Encoded as postcard after a format byte. A newer kind decodes to [`Content::Unknown`], which an app shows as "needs
 //! a newer version".
 
+use crate::attachment::Attachment;
 use crate::error::Error;
 use bytes::Bytes;
 use godwit_wire::{Code, Refusal, Seq, limits};
@@ -33,6 +34,8 @@ pub enum Content {
     /// Made by a newer version, or not by this library at all: the bytes as they came. Kept as such in the device's store;
     /// what comes after it here are kinds that were added later.
     Unknown(Vec<u8>),
+    /// A file; [`crate::Client::attach`] makes such a message.
+    Attachment(Attachment),
 }
 
 impl Content {
@@ -40,11 +43,12 @@ impl Content {
         Self::Text { text: text.into() }
     }
 
-    /// The text in it, or the emoji.
+    /// The text in it, the emoji, or the caption of a file.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text { text } | Self::Reply { text, .. } | Self::Edit { text, .. } => Some(text),
             Self::Reaction { emoji, .. } => Some(emoji),
+            Self::Attachment(attachment) => Some(&attachment.caption),
             Self::Unknown(_) => None,
         }
     }

@@ -40,12 +40,14 @@
 //!
 //! - [`client`]: the public API
 //! - [`event`]: what an app hears; [`content`]: what a message says
+//! - [`attachment`]: files that belong to messages
 //! - [`enrol`]: how a device gets its certificate
 //! - [`host`]: the device, as it comes in from outside
 //! - [`order`]: per-chat order and gaps (pure)
 //! - [`store`]: the device's own store; `outbox` what is unsent
 //! - `worker`: keeps the connection, sends and takes; `session` one live connection; `dial` how it is made
 
+pub mod attachment;
 pub mod client;
 pub mod content;
 mod dial;
@@ -59,11 +61,13 @@ mod store;
 mod stream;
 mod worker;
 
-pub use client::{Chat, Client, ClientOptions, HistoryEntry, SentMessage};
+pub use attachment::{Attachment, Progress};
+pub use client::{Chat, Client, ClientOptions, HistoryEntry, NewAttachment, SentMessage, Upload};
 pub use content::Content;
 pub use enrol::{EnrolOptions, enrol};
 pub use error::Error;
 pub use event::{ConnectionState, Event, MessageState, Next};
+pub use godwit_wire::blob::{BlobHash, BlobRef};
 pub use godwit_wire::entry::{Change, ChatKind, Member, Role, Title};
 pub use godwit_wire::frame::Receipt;
 pub use godwit_wire::{ChatId, Code, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId, limits};

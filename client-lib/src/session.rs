@@ -41,12 +41,21 @@ pub(crate) struct Session {
     next_number: u32,
 }
 
-fn unreachable(what: impl ToString) -> Error {
+pub(crate) fn unreachable(what: impl ToString) -> Error {
     Error::Unreachable(what.to_string())
 }
 
 /// Sends one request on a stream of its own and waits for its reply.
 pub(crate) async fn one_shot(connection: &Connection, request: &impl Frame) -> Result<Reply, Error> {
+    one_shot_within(connection, request, ANSWER).await
+}
+
+/// The same, for a request that takes its time.
+pub(crate) async fn one_shot_within(
+    connection: &Connection,
+    request: &impl Frame,
+    time: Duration,
+) -> Result<Reply, Error> {
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(unreachable)?;
         let mut frame = Vec::new();
@@ -57,10 +66,10 @@ pub(crate) async fn one_shot(connection: &Connection, request: &impl Frame) -> R
         let mut reader = FrameReader::default();
         read_reply(&mut receive, &mut reader).await
     };
-    tokio::time::timeout(ANSWER, exchange).await.map_err(|_| unreachable("the relay does not answer"))?
+    tokio::time::timeout(time, exchange).await.map_err(|_| unreachable("the relay does not answer"))?
 }
 
-async fn read_reply(receive: &mut RecvStream, reader: &mut FrameReader) -> Result<Reply, Error> {
+pub(crate) async fn read_reply(receive: &mut RecvStream, reader: &mut FrameReader) -> Result<Reply, Error> {
     loop {
         if let Some(frame) = reader.next_frame().map_err(unreachable)? {
             return match codec::decode_numbered(&frame).map_err(unreachable)? {

@@ -7,6 +7,7 @@
 //! - [`entries`]: chats and their logs
 //! - [`relays`]: which to try first
 //! - [`restored`]: what changes once a chat's home was restored from a backup
+//! - [`uploads`]: files on their way
 //! - [`take`]: what the relay sent, and what becomes an event
 
 mod entries;
@@ -14,11 +15,13 @@ mod outbox;
 mod relays;
 mod restored;
 mod take;
+mod uploads;
 
 pub(crate) use entries::{ChatRow, Fetch, Orders};
 pub(crate) use outbox::{Outgoing, Stored};
 pub(crate) use restored::Here;
 pub(crate) use take::{Incoming, Taken};
+pub(crate) use uploads::{Draft, UploadRow};
 
 use crate::error::Error;
 use crate::event::{Event, Next};
@@ -33,7 +36,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// The number of the schema.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 /// How long another process may hold the database.
 const BUSY: Duration = Duration::from_secs(10);
 /// Events that an app has not acknowledged are read so many at a time.
@@ -124,11 +127,15 @@ impl Store {
             if now == 0 {
                 txn.execute_batch(include_str!("store/schema.sql"))?;
             }
-            if now == 1 {
-                txn.execute_batch(include_str!("store/schema-2.sql"))?;
-            }
-            if now == 1 || now == 2 {
-                txn.execute_batch(include_str!("store/schema-3.sql"))?;
+            let steps = [
+                include_str!("store/schema-2.sql"),
+                include_str!("store/schema-3.sql"),
+                include_str!("store/schema-4.sql"),
+            ];
+            for (from, step) in (1..).zip(steps) {
+                if (1..=from).contains(&now) {
+                    txn.execute_batch(step)?;
+                }
             }
             txn.pragma_update(None, "user_version", SCHEMA)?;
             txn.commit()?;

@@ -42,6 +42,10 @@ pub(crate) enum Job {
         chat: ChatId,
         done: oneshot::Sender<Result<(), Error>>,
     },
+    /// The connection itself, for what comes on streams of its own.
+    Connection {
+        done: oneshot::Sender<quinn::Connection>,
+    },
     NetworkChanged,
 }
 
@@ -247,7 +251,8 @@ impl Job {
         // Whoever asked may have gone.
         match self {
             Self::Fetch { done, .. } | Self::Info { done, .. } => drop(done.send(Err(error()))),
-            Self::NetworkChanged => {}
+            // Who waits for it hears that it is gone.
+            Self::Connection { .. } | Self::NetworkChanged => {}
         }
     }
 }

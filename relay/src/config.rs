@@ -14,6 +14,7 @@ use crate::edge::{AdmissionConfig, Rate, UserRates};
 use crate::fanout::FanoutConfig;
 use crate::outbox::OutboxLimits;
 use crate::store::StoreLimits;
+use godwit_core::blob::BlobLimits;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub struct Config {
     #[serde(deserialize_with = "values::log_filter")]
     pub log: String,
     pub store: StoreSection,
+    pub attachments: AttachmentsSection,
     pub delivery: DeliverySection,
     pub limits: LimitsSection,
     pub admission: AdmissionSection,
@@ -107,6 +109,35 @@ pub struct StoreSection {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct AttachmentsSection {
+    /// `files`: in a folder of the relay that holds the store. `off`: the region stores none.
+    pub store: BlobStoreKind,
+    /// The folder, also for parts that come in; `blobs` in `data` if it is not given.
+    pub folder: Option<PathBuf>,
+    /// Of one file, before encryption.
+    pub file_size: Size<1>,
+    /// Of all attachments together, encrypted; 0 is no limit.
+    pub space: Size<0>,
+    /// Of one user's, encrypted.
+    pub per_user: Size<1>,
+    /// Uploaded by one user in a day (UTC).
+    pub per_user_daily: Size<1>,
+    /// Uploads and downloads of one device at a time.
+    pub per_device: Count<1, 100>,
+    /// How long an attachment that no message refers to is kept, and an upload that does not go on.
+    pub grace: Time<1_000, 31_536_000_000>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlobStoreKind {
+    #[default]
+    Files,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct DeliverySection {
     /// How long a device may take to acknowledge before it gets an inbox row.
     pub ack_timeout: Time<100, 600_000>,
@@ -156,6 +187,7 @@ impl Default for Config {
             data: PathBuf::from("data"),
             log: "info".to_owned(),
             store: StoreSection::default(),
+            attachments: AttachmentsSection::default(),
             delivery: DeliverySection::default(),
             limits: LimitsSection::default(),
             admission: AdmissionSection::default(),
@@ -189,6 +221,22 @@ impl Default for StoreSection {
             in_flight: Size::of(parts.in_flight_bytes as u64),
             cached_chats: Count::of(parts.cached_chats as u64),
             reserve: Size::of(parts.reserve_bytes),
+        }
+    }
+}
+
+impl Default for AttachmentsSection {
+    fn default() -> Self {
+        let parts = BlobLimits::default();
+        Self {
+            store: BlobStoreKind::default(),
+            folder: None,
+            file_size: Size::of(parts.file_bytes),
+            space: Size::of(0),
+            per_user: Size::of(parts.user_bytes),
+            per_user_daily: Size::of(parts.user_daily_bytes),
+            per_device: Count::of(4),
+            grace: Time::of(parts.grace),
         }
     }
 }
@@ -257,6 +305,23 @@ impl Config {
             in_flight_bytes: self.store.in_flight.bytes(),
             cached_chats: self.store.cached_chats.count(),
             reserve_bytes: self.store.reserve.bytes() as u64,
+        }
+    }
+
+    /// Where attachments lie, and parts of them that come in.
+    pub(crate) fn blobs_folder(&self) -> PathBuf {
+        self.attachments.folder.clone().unwrap_or_else(|| self.data.join("blobs"))
+    }
+
+    pub(crate) fn blobs(&self) -> BlobLimits {
+        let attachments = &self.attachments;
+        let space = attachments.space.bytes() as u64;
+        BlobLimits {
+            file_bytes: attachments.file_size.bytes() as u64,
+            total_bytes: if space == 0 { u64::MAX } else { space },
+            user_bytes: attachments.per_user.bytes() as u64,
+            user_daily_bytes: attachments.per_user_daily.bytes() as u64,
+            grace: attachments.grace.duration(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! - [`accept`]: takes connections, [`admission`] which of them
 //! - [`enrol`]: a certificate for a token
 //! - [`session`]: one device's connection; [`lane`] its requests
+//! - [`blobs`]: lanes on which attachments travel
 //! - [`forward`]: requests on their way to the home of their chat
 //! - [`remote`]: what a device's home hears of it, when that is another relay
 //! - [`registry`]: who is connected here; [`link`] the way to one device
@@ -12,6 +13,7 @@
 
 mod accept;
 mod admission;
+mod blobs;
 pub(crate) mod drain;
 mod enrol;
 pub(crate) mod forward;
@@ -47,6 +49,7 @@ use placement::Placement;
 use remote::Remote;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub(crate) struct Edge {
     pub(crate) limits: ArcSwap<UserLimits>,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
+    /// Lanes of blobs that one device may have.
+    blob_lanes: usize,
     placement: Placement,
     admissions: Admissions,
     handshake_timeout: Duration,
@@ -86,6 +91,7 @@ pub(crate) struct EdgeParts {
     pub(crate) clock: Clock,
     pub(crate) rates: UserRates,
     pub(crate) admission: AdmissionConfig,
+    pub(crate) blob_lanes: usize,
     pub(crate) metrics: Metrics,
 }
 
@@ -102,6 +108,7 @@ impl Edge {
             limits: ArcSwap::from_pointee(UserLimits::new(&parts.rates)),
             metrics: parts.metrics,
             drain: Drain::default(),
+            blob_lanes: parts.blob_lanes,
             placement: Placement::default(),
             admissions: Admissions::new(&parts.admission),
             handshake_timeout: parts.admission.handshake_timeout,
@@ -136,6 +143,8 @@ pub(crate) struct Session {
     credential: Option<DeviceCredential>,
     /// For a user whose home is another relay.
     remote: Remote,
+    /// For lanes of blobs.
+    blob_lanes: Arc<Semaphore>,
     /// Of the home's store, where it could be asked.
     generation: OnceLock<u64>,
     /// The same, as the device saw it last.

@@ -10,6 +10,7 @@
 //! - [`quic`]: the transport
 //! - [`host`]: the machine a relay runs on, as it comes in from outside
 //! - [`store`]: where chats, inboxes and devices are kept
+//! - [`attachments`]: what the store's relay does for files that belong to messages; [`blobs`] where their bytes are kept
 //! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
 //! - [`owner`]: what the relay that holds the store does for a device
@@ -18,6 +19,8 @@
 //! - [`admin`]: health, metrics, commands for operators
 
 mod admin;
+mod attachments;
+pub mod blobs;
 pub mod cluster;
 pub mod config;
 mod edge;

@@ -57,6 +57,13 @@ metrics! {
     sends: Counter, "sends", "Numbered requests that became an entry";
     refusals: Counter, "refusals", "Requests that were refused";
     rate_limited: Counter, "rate_limited", "Requests over a user's rate";
+    blob_bytes_in: Counter, "blob_bytes_in", "Bytes of attachments that came in";
+    blob_bytes_out: Counter, "blob_bytes_out", "Bytes of attachments that went out";
+    blob_parts: Counter, "blob_parts", "Parts of attachments that were stored";
+    blob_resumes: Counter, "blob_resumes", "Uploads that went on where they had stopped";
+    blob_faults: Counter, "blob_faults", "Times that the store of attachments failed";
+    blob_store_latency: Histogram (Seconds), "blob_store_latency", "Time that storing a part takes", exponential_buckets(0.001, 2.0, 16);
+    blobs_collected: Counter, "blobs_collected", "Attachments and uploads removed because nothing referred to them";
     malformed: Counter, "malformed_frames", "Frames that could not be read";
     commits: Counter, "commits", "Commits of the store";
     commit_failures: Counter, "commit_failures", "Commits that failed; the store was reopened";

@@ -2,6 +2,8 @@
 //!
 //! Who asks was authenticated by the caller: by a session, or by the device's ticket that a peer showed.
 
+use crate::attachments::Attachments;
+use crate::attachments::lane::off;
 use crate::fanout::Fanout;
 use crate::store::{Issued, Store, StoreError};
 use arc_swap::ArcSwap;
@@ -24,6 +26,8 @@ pub(crate) struct Owner {
     pub(crate) region: RegionId,
     pub(crate) store: Store,
     pub(crate) fanout: Fanout,
+    /// None if the region stores none.
+    pub(crate) attachments: Option<Attachments>,
     /// Replaced by a reload.
     pub(crate) identity: Arc<ArcSwap<RelayFiles>>,
     pub(crate) clock: Clock,
@@ -82,15 +86,29 @@ impl Owner {
                     Err(refusal) => return Err(self.unless_copied(&history.chat, refusal).await),
                 }
             }
+            Request::BeginBlob { chat, blob } => self.attachments(&chat)?.begin(device.user(), chat, blob).await?,
+            Request::GetManifest { chat, seq, hash } => {
+                self.attachments(&chat)?.manifest(device.user(), chat, seq, hash).await?
+            }
             Request::Renew { csr } => self.renew(sender, &csr).await?,
-            // Taken by sessions; named so that a new request is not forgotten here.
+            // Taken by sessions and their lanes; named so that a new request is not forgotten here.
             Request::Hello(_)
             | Request::Ack(_)
             | Request::CreateChat(_)
             | Request::UpdateChat(_)
             | Request::SendMessage(_)
-            | Request::Redact(_) => return Err(Code::Internal.into()),
+            | Request::Redact(_)
+            | Request::PutPart { .. }
+            | Request::FetchBlob { .. }
+            | Request::CopyBlob { .. } => return Err(Code::Internal.into()),
         })
+    }
+
+    fn attachments(&self, chat: &ChatId) -> Result<&Attachments, Refusal> {
+        if *chat.home() != self.region {
+            return Err(Code::NotOwner.into());
+        }
+        self.attachments.as_ref().ok_or_else(off)
     }
 
     /// Of a chat at home elsewhere the copy may still be on its way: that there is none here proves nothing.

@@ -33,6 +33,12 @@ impl Connection {
         Ok((LaneIn(recv), LaneOut(send)))
     }
 
+    /// Opens a lane both ways.
+    pub(crate) async fn open_both(&self) -> Result<(LaneOut, LaneIn), Gone> {
+        let (send, receive) = self.0.open_bi().await.map_err(|_| Gone)?;
+        Ok((LaneOut(send), LaneIn(receive)))
+    }
+
     /// Opens a lane for events.
     pub(crate) async fn open_lane(&self) -> Result<LaneOut, Gone> {
         self.0.open_uni().await.map(LaneOut).map_err(|_| Gone)
@@ -125,6 +131,18 @@ impl LaneOut {
     pub(crate) fn finish(&mut self) {
         // It fails only if the lane has ended.
         let _ = self.0.finish();
+    }
+
+    /// Ends the lane in the middle.
+    pub(crate) fn reset(&mut self, code: Code) {
+        // It fails only if the lane has ended.
+        let _ = self.0.reset(VarInt::from_u32(code.number().into()));
+    }
+
+    /// Everything else before this lane.
+    pub(crate) fn give_way(&self) {
+        // It fails only if the lane has ended.
+        let _ = self.0.set_priority(-1);
     }
 
     /// Events before replies to bulk requests.

@@ -1,8 +1,11 @@
 //! Starts the parts of a relay, and stops them in order.
 
 use crate::admin;
+use crate::attachments::Attachments;
+use crate::blobs::BlobStore;
+use crate::blobs::files::{self, Files};
 use crate::cluster::{self, Cluster};
-use crate::config::{Config, Role};
+use crate::config::{BlobStoreKind, Config, Role};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
 use crate::host::{Host, Thread};
@@ -20,7 +23,7 @@ use godwit_certs::chain::ChainVerifier;
 use godwit_certs::folder::{FolderError, RelayDir, RelayFiles};
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets, TlsError};
 use godwit_gossip::{Gossip, Kind};
-use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, Code, DeviceId, Refusal, RelayId, Seq};
+use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, Code, DeviceId, Refusal, RegionId, RelayId, Seq};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -107,14 +110,41 @@ impl Home {
         let clock = host.crypto.clock.clone();
         let OpenStore { store, committed, thread } =
             Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?;
+        let attachments = attachments(config, host, id.region(), &store, metrics)?;
         let (registry, metrics) = (registry.clone(), metrics.clone());
         let (mut worker, fanout) =
             Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
         worker.recover().await?;
-        let owner =
-            Owner { region: id.region(), store, fanout, identity: identity.clone(), clock, meeting: Arc::default() };
+        let (region, identity) = (id.region(), identity.clone());
+        let owner = Owner { region, store, fanout, attachments, identity, clock, meeting: Arc::default() };
         Ok(Self { owner, worker: (worker, committed), thread })
     }
+}
+
+/// Where the region's attachments are kept; none if it keeps none.
+fn attachments(
+    config: &Config,
+    host: &Host,
+    region: RegionId,
+    store: &Store,
+    metrics: &Metrics,
+) -> Result<Option<Attachments>, StartError> {
+    let folder = config.blobs_folder();
+    let unusable = |source| StartError::Folder { path: folder.clone(), source };
+    let blobs: Arc<dyn BlobStore> = match config.attachments.store {
+        BlobStoreKind::Off => return Ok(None),
+        BlobStoreKind::Files => Arc::new(Files::open(folder.clone(), &host.threads).map_err(unusable)?),
+    };
+    Ok(Some(Attachments {
+        region,
+        store: store.clone(),
+        blobs,
+        spool: files::make_spool(&folder).map_err(unusable)?,
+        limits: config.blobs(),
+        threads: host.threads.clone(),
+        clock: host.crypto.clock.clone(),
+        metrics: metrics.clone(),
+    }))
 }
 
 /// How this relay connects to others.
@@ -205,8 +235,12 @@ impl Relay {
             clock: crypto.clock.clone(),
             rates: config.rates(),
             admission: config.admission(),
+            blob_lanes: config.attachments.per_device.count(),
             metrics: metrics.clone(),
         }));
+        if let Some(attachments) = edge.router.owner.as_ref().and_then(|owner| owner.attachments.clone()) {
+            edge.router.cluster.spawn(attachments.run());
+        }
         edge.router.cluster.spawn(outbox.run(edge.router.clone()));
         edge.router.cluster.join(&edge, &config.cluster.join, &host.threads);
         let stop = CancellationToken::new();

@@ -9,9 +9,11 @@
 //! - [`restored`]: what is compared after a store was restored from a backup
 //! - [`delivery`]: inbox rows, watermarks, settled cursors
 //! - [`devices`]: enrolment, revocation
+//! - [`blobs`]: which attachments are stored, and who refers to them
 //! - [`read`]: history, chat lists, what fan-out resumes from
 //! - [`file`]: opening, checking and copying the file
 
+mod blobs;
 mod chats;
 mod delivery;
 mod devices;
@@ -23,6 +25,7 @@ mod restored;
 mod tables;
 mod writer;
 
+pub(crate) use blobs::{BlobChange, Upload};
 pub use delivery::{ChatProgress, InboxChange, InboxWrite};
 pub use devices::Issued;
 pub(crate) use read::{PageLimit, RegionRun, Snapshot, Unsettled};

@@ -1,5 +1,6 @@
 //! Relays and clients over real sockets: one module a behaviour.
 
+mod attachments;
 mod clients;
 mod cluster;
 mod commands;

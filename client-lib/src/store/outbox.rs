@@ -3,6 +3,7 @@
 
 use super::{Store, fresh_id, int, uint};
 use crate::error::Error;
+use godwit_wire::blob::BlobRef;
 use godwit_wire::entry::{Change, ChatKind, Content, Member, Title};
 use godwit_wire::frame::{CreateChat, Options, Redact, Request, SendMessage, Stamp, UpdateChat};
 use godwit_wire::{ChatId, MessageId, Refusal, Seq, UnixMillis};
@@ -13,10 +14,19 @@ use uuid::Uuid;
 /// A numbered request without its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Outgoing {
-    Create { kind: ChatKind, title: Title, participants: Vec<Member> },
+    Create {
+        kind: ChatKind,
+        title: Title,
+        participants: Vec<Member>,
+    },
     Update(Change),
     Send(Content),
     Redact(Seq),
+    /// A message with files, which are stored already.
+    Attach {
+        content: Content,
+        blobs: Vec<BlobRef>,
+    },
 }
 
 /// How far an outgoing request got.
@@ -48,6 +58,7 @@ impl OutboxRow {
             }
             Outgoing::Update(change) => Request::UpdateChat(UpdateChat { stamp, change, options }),
             Outgoing::Send(content) => Request::SendMessage(SendMessage { stamp, content, blobs: Vec::new(), options }),
+            Outgoing::Attach { content, blobs } => Request::SendMessage(SendMessage { stamp, content, blobs, options }),
             Outgoing::Redact(of) => Request::Redact(Redact { stamp, of, options }),
         }
     }
@@ -117,22 +128,25 @@ fn take_numbers(txn: &Connection, chat: &str, count: usize) -> Result<u64, Error
     Ok(uint(after) - count as u64)
 }
 
+/// Gives requests their numbers, and keeps them.
+pub(super) fn put_numbered(txn: &Connection, chat: &str, outgoing: &[(MessageId, &Outgoing)]) -> Result<(), Error> {
+    let first = take_numbers(txn, chat, outgoing.len())?;
+    for (n, (id, one)) in (first..).zip(outgoing) {
+        let request = postcard::to_stdvec(one).map_err(|error| Error::Invalid(error.to_string()))?;
+        txn.prepare_cached("INSERT INTO outbox (chat, n, id, request, state) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![chat, int(n), id.0.as_bytes(), request, PENDING])?;
+    }
+    Ok(())
+}
+
 impl Store {
     /// Numbers and keeps outgoing requests of one chat, all or none. Durable when this returns.
     pub(crate) fn put(&mut self, chat: &ChatId, outgoing: &[Outgoing]) -> Result<Vec<MessageId>, Error> {
-        let text = chat.to_string();
+        let named: Vec<_> = outgoing.iter().map(|one| (MessageId(fresh_id(&self.crypto)), one)).collect();
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let first = take_numbers(&txn, &text, outgoing.len())?;
-        let mut ids = Vec::with_capacity(outgoing.len());
-        for (n, one) in (first..).zip(outgoing) {
-            let id = MessageId(fresh_id(&self.crypto));
-            let request = postcard::to_stdvec(one).map_err(|error| Error::Invalid(error.to_string()))?;
-            txn.prepare_cached("INSERT INTO outbox (chat, n, id, request, state) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![text, int(n), id.0.as_bytes(), request, PENDING])?;
-            ids.push(id);
-        }
+        put_numbered(&txn, &chat.to_string(), &named)?;
         txn.commit()?;
-        Ok(ids)
+        Ok(named.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Chats with something unsent.

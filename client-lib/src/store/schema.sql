@@ -81,3 +81,12 @@ CREATE TABLE seen (                   -- entries that the app was told of before
     id             BLOB NOT NULL,
     PRIMARY KEY (chat, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE uploads (                -- files that are to be sent; what is uploaded moves to the outbox
+    local          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id             BLOB NOT NULL UNIQUE, -- of the message that it will be
+    chat           TEXT NOT NULL,
+    path           BLOB NOT NULL,
+    draft          BLOB NOT NULL,     -- the file as it was, its key, and what is said of it
+    manifest       BLOB,              -- what its parts are, once it was read
+    refusal        BLOB
+) STRICT;

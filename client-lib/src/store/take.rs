@@ -258,6 +258,7 @@ impl Taking<'_> {
             }
             Outgoing::Update(change) => EntryBody::Updated(change),
             Outgoing::Send(content) => EntryBody::Message { content, blobs: Vec::new() },
+            Outgoing::Attach { content, blobs } => EntryBody::Message { content, blobs },
             Outgoing::Redact(of) => EntryBody::Redaction { of },
         };
         let entry = LogEntry { seq, at, from: self.own.clone(), id, body: Known::Yes(body) };

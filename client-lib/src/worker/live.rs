@@ -1,6 +1,7 @@
 //! One connection while it lives.
 //!
 //! - [`sending`]: what is in the outbox
+//! - [`uploading`]: files on their way
 //! - [`compare`]: one's own chats with the relay's
 //! - [`moving`]: to another relay, before this connection ends
 //! - [`pulse`]: whether the relay is still there
@@ -9,15 +10,17 @@ mod compare;
 mod moving;
 mod pulse;
 mod sending;
+mod uploading;
 
 use super::join::{Joined, addresses};
 use super::{Job, Worker};
 use crate::error::Error;
 use crate::session::{FromRelay, Session, one_shot};
-use crate::store::{Fetch, Incoming, Taken};
+use crate::store::{Fetch, Incoming, Taken, UploadRow};
 use compare::{Agreed, Comparing};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::DEVICE_LIFE;
+use godwit_wire::blob::Manifest;
 use godwit_wire::frame::{Ack, ChatSummary, Event, History, ListChats, Range, Reply, Request, SeqRange, Welcome};
 use godwit_wire::{ChatId, Code, MessageId, Seq, limits};
 use pulse::{Packets, Pulse};
@@ -27,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use uploading::Uploading;
 
 /// What came is taken in so much at a time, in one transaction.
 const TAKE: usize = 512;
@@ -101,6 +105,10 @@ enum Brought {
         up_to: Seq,
         result: Result<Reply, Error>,
     },
+    Uploaded {
+        id: MessageId,
+        result: Result<Box<(UploadRow, Manifest)>, Error>,
+    },
     Certificate(Result<Reply, Error>),
     Probe(Result<Reply, Error>),
     Moved(Result<Joined, Error>),
@@ -140,6 +148,7 @@ pub(super) struct Live {
     room: bool,
     asked_for: HashSet<i64>,
     telling: HashSet<ChatId>,
+    uploading: Uploading,
 }
 
 impl Live {
@@ -167,6 +176,7 @@ impl Live {
             room: true,
             asked_for: HashSet::new(),
             telling: HashSet::new(),
+            uploading: Uploading::default(),
         }
     }
 
@@ -220,6 +230,9 @@ impl Live {
         self.compare_on(worker)?;
         loop {
             self.close_gaps(worker);
+            if self.room {
+                self.start_uploads(worker)?;
+            }
             self.send_all(worker).await?;
             tokio::select! {
                 biased;
@@ -289,6 +302,10 @@ impl Live {
             Job::Fetch { chat, before, count, done } => {
                 let id = chat.clone();
                 self.older(&chat, before, count, |result| Brought::Older { chat: id, result, done });
+            }
+            Job::Connection { done } => {
+                // Whoever asked may have gone.
+                let _ = done.send(self.session.connection().clone());
             }
             Job::Info { chat, done } => self.ask_info(chat, Some(done)),
             Job::NetworkChanged => {
@@ -389,6 +406,7 @@ impl Live {
                     _ => Ok(()),
                 }
             }
+            Brought::Uploaded { id, result } => self.uploaded(worker, id, result),
             Brought::Certificate(result) => {
                 match result? {
                     Reply::Certificate(chain) => {
@@ -572,6 +590,7 @@ impl Live {
         self.asked.is_empty()
             && self.gaps.is_empty()
             && self.ask_later.is_none()
+            && self.uploading.is_idle()
             && self.sending.values().all(Sending::is_calm)
     }
 
@@ -589,6 +608,9 @@ impl Live {
         if self.renew_at.is_some_and(|at| Instant::now() >= at) {
             self.renew_at = None;
             self.renew(worker)?;
+        }
+        if self.uploading.is_due() {
+            self.start_uploads(worker)?;
         }
         let version = worker.inner.store().data_version()?;
         if version == self.looked {

@@ -67,6 +67,10 @@ codes! {
     Conflict = 22, "the change does not fit the chat as it is";
     /// A field holds a value that is not allowed.
     Invalid = 23, "a field holds a value that is not allowed";
+    /// A message or request names a blob that is not stored here, or not for this user.
+    NoSuchBlob = 24, "no such attachment";
+    /// Over a quota of attachments; the explanation names it.
+    OverQuota = 25, "over a quota of attachments";
     // The door: enrolment and sessions.
     /// No usable device certificate.
     Unauthenticated = 32, "no valid device certificate";

@@ -151,6 +151,11 @@ impl FrameReader {
         Self { buffer: BytesMut::new(), max }
     }
 
+    /// What was pushed and is no part of a frame that was taken: the lane goes on as bytes.
+    pub fn into_rest(self) -> Bytes {
+        self.buffer.freeze()
+    }
+
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }

@@ -1,5 +1,6 @@
 //! One entry of a chat's log as a reader sees it, and the bounded values inside it.
 
+use crate::blob::BlobRef;
 use crate::bounded;
 use crate::id::{DeviceId, MessageId, Seq, UserId};
 use crate::{UnixMillis, limits};
@@ -30,13 +31,6 @@ impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         bounded::bytes::<D, { limits::FRAME_BYTES }>(d).map(Self)
     }
-}
-
-/// A reference to an attachment: SHA-256 and length of its ciphertext.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlobRef {
-    pub sha256: [u8; 32],
-    pub size_bytes: u64,
 }
 
 /// What a participant may do, see the table in `relay/core/src/membership.rs`.

@@ -4,9 +4,10 @@
 //! of every frame. A numbered request ([`CreateChat`], [`UpdateChat`], [`SendMessage`], [`Redact`]) carries a
 //! [`Stamp`], which makes a retry the same request.
 
+use crate::blob::{BlobHash, BlobRef, Manifest};
 use crate::bounded;
 use crate::code::Refusal;
-use crate::entry::{BlobRef, Change, ChatKind, Content, LogEntry, Member, Role, Title};
+use crate::entry::{Change, ChatKind, Content, LogEntry, Member, Role, Title};
 use crate::id::{ChatId, MessageId, RelayId, Seq};
 pub use crate::options::Options;
 use crate::{UnixMillis, limits};
@@ -124,10 +125,47 @@ pub enum Request {
         #[serde(deserialize_with = "bounded::bytes::<_, { limits::CREDENTIAL_BYTES }>")]
         csr: Bytes,
     },
+    /// A blob is to be stored where `chat` is at home, for a message to it. Answered with [`Reply::BlobState`]; asked again
+    /// once all parts are there, to hear that it is stored.
+    BeginBlob {
+        chat: ChatId,
+        blob: Manifest,
+    },
+    /// The first request of a lane of its own. The part's bytes follow the frame, as they are, and the lane's end.
+    PutPart {
+        chat: ChatId,
+        hash: BlobHash,
+        part: u32,
+    },
+    /// The first request of a lane of its own: so many bytes of a blob that the message at `seq` refers to. They follow the
+    /// frame of [`Reply::BlobBytes`], as they are, and the lane's end.
+    FetchBlob {
+        chat: ChatId,
+        seq: Seq,
+        hash: BlobHash,
+        from: u64,
+        len: u64,
+        /// [`Reply::BlobUrl`] will do, too.
+        url: bool,
+    },
+    /// What the parts of a blob are that the message at `seq` refers to. Answered with [`Reply::BlobManifest`].
+    GetManifest {
+        chat: ChatId,
+        seq: Seq,
+        hash: BlobHash,
+    },
+    /// The blob of the message at `seq` is to be referred to in `to`, which may have another home. Answered with
+    /// [`Reply::Done`] once it is stored there.
+    CopyBlob {
+        chat: ChatId,
+        seq: Seq,
+        hash: BlobHash,
+        to: ChatId,
+    },
 }
 
 impl Request {
-    pub(crate) const VARIANTS: u32 = 11;
+    pub(crate) const VARIANTS: u32 = 16;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,10 +278,40 @@ pub enum Reply {
         #[serde(deserialize_with = "bounded::list::<_, _, { limits::ADDRESSES }>")]
         relays: Vec<Address>,
     },
+    /// How far a blob is stored.
+    BlobState(BlobState),
+    /// The rest of the lane are so many bytes of a blob.
+    BlobBytes {
+        len: u64,
+    },
+    BlobManifest(Manifest),
+    /// Where a blob can be had by HTTP GET, in ranges, until `expires`, without any further proof: a secret.
+    BlobUrl(BlobUrl),
 }
 
 impl Reply {
-    pub(crate) const VARIANTS: u32 = 11;
+    pub(crate) const VARIANTS: u32 = 15;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobState {
+    /// Whole: messages of this user may refer to it.
+    Stored,
+    /// These parts are missing.
+    Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::BLOB_PARTS }>")] Vec<u32>),
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobUrl {
+    #[serde(deserialize_with = "bounded::text::<_, { limits::URL_BYTES }>")]
+    pub url: String,
+    pub expires: UnixMillis,
+}
+
+impl std::fmt::Debug for BlobUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobUrl").field("expires", &self.expires).finish_non_exhaustive()
+    }
 }
 
 /// One certificate, DER.

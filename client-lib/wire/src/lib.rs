@@ -8,10 +8,12 @@
 //! - [`frame`]: requests, replies and events
 //! - [`options`]: room in requests for what came later, such as tickets
 //! - [`entry`]: one entry of a chat's log as a reader sees it
+//! - [`blob`]: the bytes of attachments, their parts and their names
 //! - [`code`]: refusals, with codes that are never renumbered
 //! - [`bounded`]: deserializers that stop at a limit
 //! - [`codec`]: length prefix, limits, postcard
 
+pub mod blob;
 pub mod bounded;
 pub mod code;
 pub mod codec;

@@ -18,6 +18,8 @@ pub const PARTICIPANTS: usize = 1024;
 pub const USERS_PER_CHANGE: usize = PARTICIPANTS;
 /// Blob references in one message.
 pub const BLOBS: usize = 32;
+/// Parts of one blob, see [`crate::blob`]: 32 GiB. A relay has a limit of its own.
+pub const BLOB_PARTS: usize = 4096;
 /// Bytes of a request's reserved options.
 pub const OPTIONS_BYTES: usize = 256;
 /// Entries in one page of history, and chats in one page of a list.
@@ -32,5 +34,7 @@ pub const CREDENTIAL_BYTES: usize = 8 * 1024;
 pub const EXPLANATION_BYTES: usize = 256;
 /// Addresses of relays named in one frame.
 pub const ADDRESSES: usize = 16;
+/// Bytes of the address of a blob.
+pub const URL_BYTES: usize = 4096;
 /// Hidden ranges named in one page of history.
 pub const RANGES: usize = 512;

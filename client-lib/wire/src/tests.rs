@@ -1,8 +1,9 @@
 //! The bytes of every frame, both ways, and what arbitrary bytes do.
 
+use crate::blob::{BlobHash, BlobRef, Manifest};
 use crate::code::{Code, Refusal};
 use crate::codec::{self, Decoded, Frame, FrameReader};
-use crate::entry::{BlobRef, Change, ChatKind, Content, EntryBody, Known, LogEntry, Member, Role, Title};
+use crate::entry::{Change, ChatKind, Content, EntryBody, Known, LogEntry, Member, Role, Title};
 use crate::frame::*;
 use crate::id::{ChatId, MessageId, RelayId, Seq, UserId};
 use crate::{UnixMillis, limits};
@@ -48,7 +49,7 @@ fn bodies() -> Vec<EntryBody> {
     vec![
         EntryBody::Message {
             content: Content(Bytes::from_static(b"hi")),
-            blobs: vec![BlobRef { sha256: [9; 32], size_bytes: 1 << 20 }],
+            blobs: vec![BlobRef { hash: BlobHash([9; 32]), size_bytes: 1 << 20 }],
         },
         EntryBody::Created {
             kind: ChatKind::Group,
@@ -103,6 +104,23 @@ fn requests() -> Vec<Request> {
         Request::History(History { chat: chat(), range: Range::From(seq(9)), limit: 50 }),
         Request::MarkRead { chat: chat(), up_to: seq(7) },
         Request::Renew { csr: Bytes::from_static(b"csr") },
+        Request::BeginBlob { chat: chat(), blob: Manifest { size_bytes: 1 << 20, digests: vec![[9; 32]] } },
+        Request::PutPart { chat: chat(), hash: BlobHash([9; 32]), part: 3 },
+        Request::FetchBlob {
+            chat: chat(),
+            seq: seq(9),
+            hash: BlobHash([9; 32]),
+            from: 65_552,
+            len: 1 << 20,
+            url: true,
+        },
+        Request::GetManifest { chat: chat(), seq: seq(9), hash: BlobHash([9; 32]) },
+        Request::CopyBlob {
+            chat: chat(),
+            seq: seq(9),
+            hash: BlobHash([9; 32]),
+            to: ChatId::direct(&"alice@eu".parse().unwrap(), &"bob@us".parse().unwrap()),
+        },
     ]);
     all
 }
@@ -146,6 +164,11 @@ fn replies() -> Vec<Reply> {
             reason: Refusal::retry(Code::Busy, Duration::from_secs(1)),
             relays: vec![Address("relay.example:4433".into())],
         },
+        Reply::BlobState(BlobState::Stored),
+        Reply::BlobState(BlobState::Missing(vec![0, 300])),
+        Reply::BlobBytes { len: 1 << 20 },
+        Reply::BlobManifest(Manifest { size_bytes: 1 << 20, digests: vec![[9; 32]] }),
+        Reply::BlobUrl(BlobUrl { url: "https://blobs.example/9".into(), expires: UnixMillis(1_764_000_000_000) }),
     ]
 }
 

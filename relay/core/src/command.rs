@@ -1,6 +1,7 @@
 //! A numbered request, as the rules see it.
 
-use godwit_wire::entry::{BlobRef, Change, ChatKind, Content, Member, Title};
+use godwit_wire::blob::BlobRef;
+use godwit_wire::entry::{Change, ChatKind, Content, Member, Title};
 use godwit_wire::frame::{CreateChat, Options, Redact, Request, SendMessage, Stamp, UpdateChat};
 use godwit_wire::{DeviceId, Seq, UserId};
 

@@ -54,7 +54,7 @@ pub fn decide<V: View>(command: &Command, view: &V, now: UnixMillis) -> Result<D
     let body = match &command.action {
         Action::Create { kind, title, participants } => membership::create(command, *kind, title, participants, view)?,
         Action::Update(change) => membership::update(&user, change, view)?,
-        Action::Send { content, blobs } => message::send(&user, content, blobs, view),
+        Action::Send { content, blobs } => message::send(&user, content, blobs, view)?,
         Action::Redact { of } => message::redact(&user, *of, view)?,
     };
     match body {

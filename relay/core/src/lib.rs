@@ -10,6 +10,7 @@
 //! - [`chat`]: a chat's state, and what follows from each entry
 //! - [`membership`]: who may do what, and changes of membership
 //! - [`message`]: sending and redacting
+//! - [`blob`]: what is stored of attachments, and for whom
 //! - [`number`]: what a device's number means, so that a retry is the same message
 //! - [`participant`]: the intervals of seq in which a user belongs
 //! - [`entry`]: the record of the log
@@ -17,6 +18,7 @@
 //! - [`inbox`]: what one device has taken of one chat
 //! - [`sabotage`]: deliberate faults, for tests; none without its feature
 
+pub mod blob;
 pub mod chat;
 pub mod command;
 pub mod decide;

@@ -1,8 +1,10 @@
 //! Sending and redacting.
 
+use crate::blob::may_refer;
 use crate::membership::{Right, may, present};
 use crate::view::View;
-use godwit_wire::entry::{BlobRef, Content, EntryBody};
+use godwit_wire::blob::BlobRef;
+use godwit_wire::entry::{Content, EntryBody};
 use godwit_wire::{Code, Refusal, Seq, UserId, limits};
 
 pub(crate) fn send<V: View>(
@@ -10,16 +12,25 @@ pub(crate) fn send<V: View>(
     content: &Content,
     blobs: &[BlobRef],
     view: &V,
-) -> Result<EntryBody, Refusal> {
-    present(user, view)?;
+) -> Result<Result<EntryBody, Refusal>, V::Fault> {
+    if let Err(refusal) = present(user, view).and_then(|_| fits(content)) {
+        return Ok(Err(refusal));
+    }
+    for named in blobs {
+        let (has, is_held) = view.blob(named)?;
+        if let Err(refusal) = may_refer(named, has.as_ref(), is_held) {
+            return Ok(Err(refusal));
+        }
+    }
+    Ok(Ok(EntryBody::Message { content: content.clone(), blobs: blobs.to_vec() }))
+}
+
+fn fits(content: &Content) -> Result<(), Refusal> {
     if content.0.len() > limits::CONTENT_BYTES {
         let why = format!("content has {} bytes, at most {} are allowed", content.0.len(), limits::CONTENT_BYTES);
         return Err(Refusal::because(Code::TooLarge, why));
     }
-    if !blobs.is_empty() {
-        return Err(Refusal::because(Code::Invalid, "blobs: this relay stores no attachments"));
-    }
-    Ok(EntryBody::Message { content: content.clone(), blobs: Vec::new() })
+    Ok(())
 }
 
 /// The author may redact, and whoever holds [`Right::RedactAny`].

@@ -1,13 +1,15 @@
 //! The rules against a home in memory: who may do what, and the numbering rule under loss, repetition, reordering,
 //! refusal and restored backups.
 
+use crate::blob::{Blob, BlobState};
 use crate::number::{Link, Mark, Void};
 use crate::{Action, Chat, Command, Decided, Decision, Entry, Outcome, Sender, View, decide};
+use godwit_wire::blob::{BlobHash, BlobRef};
 use godwit_wire::entry::{Change, ChatKind, Content, EntryBody, Member, Role, Title};
 use godwit_wire::frame::Stamp;
 use godwit_wire::{ChatId, Code, MessageId, Seq, UnixMillis, UserId, limits};
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use uuid::Uuid;
 
@@ -20,6 +22,9 @@ struct Home {
     voids: HashMap<(Sender, u64), Void>,
     /// Numbers of what was sent under another enrolment.
     known: HashMap<(Sender, u64), (MessageId, Seq, UnixMillis)>,
+    blobs: HashMap<BlobHash, Blob>,
+    /// Who may refer to which.
+    held: HashSet<(BlobHash, UserId)>,
     clock: u64,
 }
 
@@ -62,6 +67,11 @@ impl View for HomeView<'_> {
 
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, Infallible> {
         Ok(self.home.log.get(usize::try_from(seq.get() - 1).unwrap()).cloned())
+    }
+
+    fn blob(&self, named: &BlobRef) -> Result<(Option<Blob>, bool), Infallible> {
+        let is_held = self.home.held.contains(&(named.hash, self.sender.device.user()));
+        Ok((self.home.blobs.get(&named.hash).cloned(), is_held))
     }
 
     fn user_exists(&self, user: &UserId) -> Result<bool, Infallible> {
@@ -274,6 +284,34 @@ fn redaction_is_the_authors_and_the_admins() {
     assert_eq!(redact("bob", Seq::FIRST), Err(Code::NoSuchMessage), "not a message");
     assert_eq!(redact("bob", Seq::new(99).unwrap()), Err(Code::NoSuchMessage), "not there");
     assert!(redact("andy", bobs).is_ok() && redact("bob", bobs).is_ok());
+}
+
+#[test]
+fn a_message_refers_to_blobs_that_are_stored_and_its_senders() {
+    let mut scene = Scene::group();
+    let hash = BlobHash([7; 32]);
+    let with = |blobs: &[BlobRef]| Action::Send { content: Content("a walk".into()), blobs: blobs.to_vec() };
+    let blob = BlobRef { hash, size_bytes: 100 };
+    let refused = |scene: &mut Scene, blobs: &[BlobRef]| code(scene.act("bob", with(blobs)));
+
+    assert_eq!(refused(&mut scene, &[blob]), Err(Code::NoSuchBlob), "nobody has it");
+    let has = |state| Blob { size_bytes: 100, by: user("bob"), since: UnixMillis(0), state };
+    scene.home.held.insert((hash, user("bob")));
+    for state in [BlobState::Uploading { upload: None }, BlobState::Going { upload: None }] {
+        scene.home.blobs.insert(hash, has(state));
+        assert_eq!(refused(&mut scene, &[blob]), Err(Code::NoSuchBlob));
+    }
+    scene.home.blobs.insert(hash, has(BlobState::Stored));
+    assert_eq!(refused(&mut scene, &[BlobRef { size_bytes: 99, ..blob }]), Err(Code::NoSuchBlob), "another size");
+    assert_eq!(
+        refused(&mut scene, &[blob, BlobRef { hash: BlobHash([8; 32]), ..blob }]),
+        Err(Code::NoSuchBlob),
+        "one of two"
+    );
+    assert_eq!(code(scene.act("carol", with(&[blob]))), Err(Code::NoSuchBlob), "not hers");
+    let seq = code(scene.act("bob", with(&[blob]))).unwrap();
+    let entry = scene.home.log.iter().find(|entry| entry.seq == seq).unwrap();
+    assert_eq!(entry.body, EntryBody::Message { content: Content("a walk".into()), blobs: vec![blob] });
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! What a rule may read, and what was decided before.
 
+use crate::blob::Blob;
 use crate::chat::Chat;
 use crate::entry::Entry;
 use crate::number::Mark;
+use godwit_wire::blob::BlobRef;
 use godwit_wire::{MessageId, Refusal, Seq, UnixMillis, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,8 @@ pub trait View {
     /// Where the device's message with this id stands, if it was sent under another enrolment.
     fn sent_before(&self, id: MessageId) -> Result<Option<(Seq, UnixMillis)>, Self::Fault>;
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, Self::Fault>;
+    /// A blob that is to be referred to, as far as it is here, and whether the sender may refer to it by itself.
+    fn blob(&self, named: &BlobRef) -> Result<(Option<Blob>, bool), Self::Fault>;
     /// Whether the user was ever enrolled, as far as this relay can know.
     fn user_exists(&self, user: &UserId) -> Result<bool, Self::Fault>;
 }

@@ -4,8 +4,10 @@
 //! committed. Capacity: [`PIPELINED`] batches wait for their replies; reading stops until one is written, and with it
 //! the client, by flow control.
 
+use super::blobs;
 use super::forward::forward;
 use super::{Edge, Session};
+use crate::attachments::lane::{Incoming, chat_of};
 use crate::outbox::Tell;
 use crate::peers::frame::PeerAsk;
 use crate::peers::{LinkError, PeerLink};
@@ -103,21 +105,29 @@ pub(super) async fn serve(
         }
         result
     };
-    let (read, ()) = tokio::join!(read, write(&edge, &session, queue, &mut send));
-    read
+    let (read, written) = tokio::join!(read, write(&edge, &session, queue, &mut send));
+    match (read?, written) {
+        (Some((number, request)), Ok(())) => {
+            blobs::serve(&edge, &session, number, request, Incoming::after(reader, receive), send).await;
+        }
+        (None, Ok(())) => send.finish(),
+        (_, Err(Gone)) => {}
+    }
+    Ok(())
 }
 
 fn malformed(error: &CodecError) -> Refusal {
     Refusal::because(Code::Malformed, error.to_string())
 }
 
+/// Takes requests to the end of the lane, or to the one after which the lane carries bytes.
 async fn read(
     edge: &Arc<Edge>,
     session: &Arc<Session>,
     receive: &mut LaneIn,
     reader: &mut FrameReader,
     pending: mpsc::Sender<Pending>,
-) -> Result<(), Refusal> {
+) -> Result<Option<(u32, Request)>, Refusal> {
     let (mut numbers, mut commands, mut bad) = (Vec::new(), Vec::new(), 0);
     loop {
         while let Some(frame) = reader.next_frame().map_err(|error| malformed(&error))? {
@@ -130,7 +140,7 @@ async fn read(
                     edge.metrics.malformed.inc();
                     submit(edge, session, &mut numbers, &mut commands, &pending).await;
                     if pending.send(Pending::Ready(number, Reply::Refused(malformed(&error)))).await.is_err() {
-                        return Ok(());
+                        return Ok(None);
                     }
                     continue;
                 }
@@ -144,6 +154,10 @@ async fn read(
                         commands.push(command);
                         continue;
                     }
+                    Ok(Taken::Request(request)) if chat_of(&request).is_some() => {
+                        submit(edge, session, &mut numbers, &mut commands, &pending).await;
+                        return Ok(Some((number, request)));
+                    }
                     Ok(Taken::Request(request)) => Pending::Request(number, request),
                     Err(refusal) => Pending::Ready(number, Reply::Refused(refusal)),
                 },
@@ -151,13 +165,13 @@ async fn read(
             // Replies keep the order of their requests.
             submit(edge, session, &mut numbers, &mut commands, &pending).await;
             if pending.send(next).await.is_err() {
-                return Ok(());
+                return Ok(None);
             }
         }
         submit(edge, session, &mut numbers, &mut commands, &pending).await;
         match receive.read().await {
             Ok(Some(bytes)) => reader.push(&bytes),
-            Ok(None) | Err(_) => return Ok(()),
+            Ok(None) | Err(_) => return Ok(None),
         }
     }
 }
@@ -291,7 +305,12 @@ async fn queue(edge: &Edge, session: &Session, commands: Vec<Command>, later: &L
 }
 
 /// Writes replies; all that are ready at once.
-async fn write(edge: &Edge, session: &Session, mut queue: mpsc::Receiver<Pending>, send: &mut LaneOut) {
+async fn write(
+    edge: &Edge,
+    session: &Session,
+    mut queue: mpsc::Receiver<Pending>,
+    send: &mut LaneOut,
+) -> Result<(), Gone> {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, PIPELINED).await > 0 {
         let mut out = Vec::new();
@@ -313,11 +332,9 @@ async fn write(edge: &Edge, session: &Session, mut queue: mpsc::Receiver<Pending
                 }
             }
         }
-        if send.write(&mut [Bytes::from(out)]).await.is_err() {
-            return;
-        }
+        send.write(&mut [Bytes::from(out)]).await?;
     }
-    send.finish();
+    Ok(())
 }
 
 fn encode(edge: &Edge, number: u32, reply: &Reply, out: &mut Vec<u8>) {
@@ -358,6 +375,9 @@ async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<
         route = edge.router.route(chat.home());
     }
     match (request, route) {
+        (request @ (Request::BeginBlob { .. } | Request::GetManifest { .. } | Request::CopyBlob { .. }), _) => {
+            blobs::answer(edge, session, request).await
+        }
         (Request::Hello(_), _) => Ok(Reply::Welcome(welcome(edge, session))),
         (Request::Ack(acks), Route::Here(owner)) => {
             owner.fanout.acknowledged(session.link.clone(), acks).await;
@@ -382,7 +402,7 @@ fn reads(request: &Request) -> Option<&ChatId> {
 }
 
 /// At the relay that decides, which is shown the device's ticket.
-async fn ask(session: &Session, peer: &Arc<PeerLink>, request: Request) -> Result<Reply, Refusal> {
+pub(super) async fn ask(session: &Session, peer: &Arc<PeerLink>, request: Request) -> Result<Reply, Refusal> {
     session.show(peer).await?;
     let ask = PeerAsk::Device { device: session.sender.device.clone(), request };
     peer.ask_one(&ask).await.map_err(LinkError::refusal)

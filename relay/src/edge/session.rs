@@ -15,7 +15,7 @@ use godwit_wire::frame::Credential;
 use godwit_wire::{Code, Refusal};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 /// How long a client may take to say hello.
@@ -65,6 +65,7 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
             ticket,
         }),
         remote: Remote::default(),
+        blob_lanes: Arc::new(Semaphore::new(edge.blob_lanes)),
         generation: OnceLock::new(),
         seen_generation: hello.options.generation(),
     });

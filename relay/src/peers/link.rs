@@ -4,7 +4,7 @@
 //! whose answer does not come in time; a note that does not fit is dropped, which each kind of note can bear.
 
 use super::frame::{PeerAsk, PeerFrame, PeerHello};
-use crate::quic::{Connection, LaneIn, Lanes, Unread};
+use crate::quic::{Connection, Gone, LaneIn, LaneOut, Lanes, Unread};
 use bytes::Bytes;
 use godwit_certs::ticket::Attached;
 use godwit_gossip::Identity;
@@ -206,18 +206,23 @@ impl PeerLink {
         locked(&self.shown).remove(device);
     }
 
-    /// Asks on a stream of its own, and gives what reads the answer.
-    pub(crate) async fn ask(&self, ask: &PeerAsk) -> Result<Answer, LinkError> {
+    /// Asks on a stream of its own, which stays open both ways.
+    pub(crate) async fn open(&self, ask: &PeerAsk) -> Result<(LaneOut, LaneIn), LinkError> {
         let asking = async {
-            let (mut send, receive) = self.connection.0.open_bi().await.map_err(|_| LinkError::Gone)?;
+            let (mut send, receive) = self.connection.open_both().await.map_err(|Gone| LinkError::Gone)?;
             let mut bytes = Vec::new();
             codec::encode_numbered(1, ask, &mut bytes).map_err(|_| LinkError::Full)?;
-            send.write_all(&bytes).await.map_err(|_| LinkError::Gone)?;
-            // It fails only if the stream has ended.
-            let _ = send.finish();
-            Ok(Answer { receive: LaneIn(receive), reader: FrameReader::with_limit(super::frame::FRAME_BYTES) })
+            send.write(&mut [Bytes::from(bytes)]).await.map_err(|Gone| LinkError::Gone)?;
+            Ok((send, receive))
         };
         tokio::time::timeout(ANSWER, asking).await.map_err(|_| LinkError::Late)?
+    }
+
+    /// Asks on a stream of its own, and gives what reads the answer.
+    pub(crate) async fn ask(&self, ask: &PeerAsk) -> Result<Answer, LinkError> {
+        let (mut send, receive) = self.open(ask).await?;
+        send.finish();
+        Ok(Answer { receive, reader: FrameReader::with_limit(super::frame::FRAME_BYTES) })
     }
 
     /// Asks for one frame on a stream of its own.

@@ -6,6 +6,7 @@
 use super::frame::{FRAME_BYTES, PeerAsk, PeerFrame, PeerPage, SHARED};
 use super::link::PeerLink;
 use super::reunion;
+use crate::attachments::lane::{self, Incoming};
 use crate::edge::{Edge, Link};
 use crate::owner::Owner;
 use crate::quic::Unread;
@@ -360,7 +361,8 @@ impl Served {
         mut receive: crate::quic::LaneIn,
         mut send: crate::quic::LaneOut,
     ) -> Result<(), Refusal> {
-        let frame = match receive.frame(&mut FrameReader::default()).await {
+        let mut reader = FrameReader::default();
+        let frame = match receive.frame(&mut reader).await {
             Ok(Some(frame)) => frame,
             Ok(None) | Err(Unread::Gone) => return Ok(()),
             Err(Unread::Malformed(error)) => return Err(malformed(error)),
@@ -369,6 +371,18 @@ impl Served {
         let Decoded::Frame(ask) = codec::decode_numbered(&frame).map_err(malformed)?.1 else { return Ok(()) };
         let written = match ask {
             PeerAsk::Hello(_) => return Err(malformed("a second hello")),
+            PeerAsk::Device { device, request } if lane::chat_of(&request).is_some() => {
+                let sender = self.owner().and_then(|owner| Ok((owner, self.sender(&device)?)));
+                match sender {
+                    Ok((owner, sender)) => {
+                        let incoming = Incoming::after(reader, receive);
+                        let user = sender.device.user();
+                        lane::serve(owner.attachments.as_ref(), &user, 1, request, incoming, send).await;
+                        return Ok(());
+                    }
+                    Err(refusal) => write(&mut send, &Reply::Refused(refusal)).await,
+                }
+            }
             PeerAsk::Device { device, request } => {
                 let answer = async { self.owner()?.answer(&self.sender(&device)?, request).await };
                 write(&mut send, &answer.await.unwrap_or_else(Reply::Refused)).await

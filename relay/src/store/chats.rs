@@ -1,14 +1,17 @@
 //! Chats on their way through a commit: their states in memory, and commands applied to them.
 
+use super::blobs;
 use super::keys::{self, Key};
 use super::tables::{ChatRow, CursorRow, NumberRow, Read, Tables, decode, put};
 use super::writer::{Batch, Write};
 use super::{Committed, InFlight, StoreError};
+use godwit_core::blob::Blob;
 use godwit_core::number::Void;
 use godwit_core::{
     Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
     View, decide,
 };
+use godwit_wire::blob::BlobRef;
 use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, RegionId, Seq, UnixMillis, UserId};
 use redb::ReadableTable;
 use std::collections::{BTreeMap, HashMap};
@@ -194,6 +197,7 @@ struct CommandView<'a, 't> {
     chat: Option<&'a Chat>,
     mark: Mark,
     former: Option<&'a HashMap<MessageId, (Seq, UnixMillis)>>,
+    now: UnixMillis,
 }
 
 impl CommandView<'_, '_> {
@@ -247,6 +251,10 @@ impl View for CommandView<'_, '_> {
 
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, StoreError> {
         self.tables.log.record(&keys::log(&self.command.stamp.chat, seq))
+    }
+
+    fn blob(&self, named: &BlobRef) -> Result<(Option<Blob>, bool), StoreError> {
+        blobs::may_refer(self.tables, named, &self.command.sender.device.user(), self.now)
     }
 
     fn user_exists(&self, user: &UserId) -> Result<bool, StoreError> {
@@ -310,6 +318,7 @@ fn run(
         chat: state.as_deref().map(|s| &s.chat),
         mark,
         former: state.as_deref().filter(|s| !s.former.is_empty()).and_then(|s| s.former.get(&command.sender.device)),
+        now: batch.now,
     };
     match decide(command, &view, batch.now)? {
         Decision::Answer(outcome) => Ok(outcome),
@@ -411,6 +420,7 @@ fn append(
     let id = &command.stamp.chat;
     let tables = &mut batch.tables;
     put(&mut tables.log, &keys::log(id, entry.seq), &entry)?;
+    blobs::refer(tables, id, &entry)?;
     let applied = if let Some(state) = batch.chats.states.get_mut(id) {
         state.chat.apply(&entry)
     } else {
@@ -471,6 +481,7 @@ pub(super) fn project(
         Projection::Erase { of, by } => {
             let key = keys::log(&chat.id, *of);
             if let Some(entry) = tables.log.record::<Entry>(&key)? {
+                blobs::release(tables, &chat.id, &entry)?;
                 put(&mut tables.log, &key, &entry.erased(*by))?;
             }
             Ok(())

@@ -1,6 +1,6 @@
 //! The store's file: opening it, checking it, copying it.
 
-use super::tables::{self, RECORDS, Tables, decode, meta};
+use super::tables::{self, RECORDS, decode, meta};
 use super::{Opener, StoreError};
 use crate::host::{Disk, SystemDisk};
 use crate::store::keys::Parts;
@@ -87,11 +87,11 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
             let expected = region.to_string();
             return Err(StoreError::OtherRegion { path: path.to_owned(), found, expected });
         }
-        if matches!(txn.open_table(tables::REVOCATIONS), Err(redb::TableError::TableDoesNotExist(_))) {
+        if matches!(txn.open_table(tables::BLOB_USAGE), Err(redb::TableError::TableDoesNotExist(_))) {
             // Written before there were all of today's tables.
             drop(txn);
             let txn = database.begin_write()?;
-            drop(Tables::open(&txn)?);
+            tables::make(&txn)?;
             txn.commit()?;
         }
         return Ok(());
@@ -105,7 +105,7 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
     meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
     meta::put(&txn, meta::GENERATION, "1")?;
     meta::put(&txn, meta::REGION, region.as_str())?;
-    drop(Tables::open(&txn)?);
+    tables::make(&txn)?;
     txn.commit()?;
     Ok(())
 }

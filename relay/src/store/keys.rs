@@ -4,6 +4,7 @@
 
 use super::StoreError;
 use godwit_core::Sender;
+use godwit_wire::blob::BlobHash;
 use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
 
 /// Builds a key part by part.
@@ -53,6 +54,16 @@ impl Key {
 
     pub(super) fn seq(self, seq: Seq) -> Self {
         self.number(seq.get())
+    }
+
+    pub(super) fn blob(mut self, hash: BlobHash) -> Self {
+        self.0.extend_from_slice(&hash.0);
+        self
+    }
+
+    pub(super) fn part(mut self, part: u32) -> Self {
+        self.0.extend_from_slice(&part.to_be_bytes());
+        self
     }
 
     pub(super) fn bytes(self) -> Vec<u8> {
@@ -114,6 +125,14 @@ impl<'a> Parts<'a> {
 
     pub(super) fn seq(&mut self) -> Result<Seq, StoreError> {
         Seq::new(self.number()?).map_err(|_| StoreError::BadKey)
+    }
+
+    pub(super) fn blob(&mut self) -> Result<BlobHash, StoreError> {
+        Ok(BlobHash(self.take(32)?.try_into().expect("32 bytes were taken")))
+    }
+
+    pub(super) fn part(&mut self) -> Result<u32, StoreError> {
+        Ok(u32::from_be_bytes(self.take(4)?.try_into().expect("four bytes were taken")))
     }
 }
 

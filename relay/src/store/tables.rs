@@ -39,11 +39,23 @@ pub(super) const DEVICES: Definition = TableDefinition::new("devices");
 pub(super) const TOKENS: Definition = TableDefinition::new("tokens");
 /// (time, device) → `Revocation`: enrolments that are shut out, of every region, until their certificates have expired
 pub(super) const REVOCATIONS: Definition = TableDefinition::new("revocations");
+/// hash → `Blob`: attachments, as far as they are stored
+pub(super) const BLOBS: Definition = TableDefinition::new("blobs");
+/// hash → `Manifest`: what the parts of a blob are
+pub(super) const BLOB_MANIFESTS: Definition = TableDefinition::new("blob_manifests");
+/// (hash, part) → tag: parts that are stored, of a blob that is being uploaded
+pub(super) const BLOB_PARTS: Definition = TableDefinition::new("blob_parts");
+/// (hash, chat, seq) → nothing: messages that refer to a blob
+pub(super) const BLOB_REFS: Definition = TableDefinition::new("blob_refs");
+/// (hash, user) → time: until when a user may refer to a blob, whether a message does or not
+pub(super) const BLOB_HOLDS: Definition = TableDefinition::new("blob_holds");
+/// user → `Usage`: what a user has in blobs, and what all have
+pub(super) const BLOB_USAGE: Definition = TableDefinition::new("blob_usage");
 /// name → text: what the file is
 pub(super) const META: Definition = TableDefinition::new("meta");
 
 /// All tables, for copying a store. `META` is written by whoever makes the copy.
-pub(super) const RECORDS: [Definition; 13] = [
+pub(super) const RECORDS: [Definition; 19] = [
     LOG,
     CHATS,
     PARTICIPANTS,
@@ -57,6 +69,12 @@ pub(super) const RECORDS: [Definition; 13] = [
     DEVICES,
     TOKENS,
     REVOCATIONS,
+    BLOBS,
+    BLOB_MANIFESTS,
+    BLOB_PARTS,
+    BLOB_REFS,
+    BLOB_HOLDS,
+    BLOB_USAGE,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +161,12 @@ impl Record for InboxRow {}
 impl Record for Device {}
 impl Record for godwit_core::device::Revocation {}
 impl Record for Seq {}
+impl Record for godwit_core::blob::Blob {}
+impl Record for godwit_core::blob::Usage {}
+impl Record for godwit_wire::blob::Manifest {}
+impl Record for UnixMillis {}
+/// The name of a part in the store of blobs.
+impl Record for String {}
 /// Tables that hold only keys.
 impl Record for () {}
 
@@ -165,6 +189,7 @@ pub(super) type WriteTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
 
 /// The tables of one write transaction.
 pub(super) struct Tables<'t> {
+    txn: &'t WriteTransaction,
     pub(super) log: WriteTable<'t>,
     pub(super) chats: WriteTable<'t>,
     pub(super) participants: WriteTable<'t>,
@@ -184,6 +209,7 @@ pub(super) struct Tables<'t> {
 impl<'t> Tables<'t> {
     pub(super) fn open(txn: &'t WriteTransaction) -> Result<Self, StoreError> {
         Ok(Self {
+            txn,
             log: txn.open_table(LOG)?,
             chats: txn.open_table(CHATS)?,
             participants: txn.open_table(PARTICIPANTS)?,
@@ -200,6 +226,37 @@ impl<'t> Tables<'t> {
             meta: txn.open_table(META)?,
         })
     }
+
+    /// The tables about blobs, which few writes need. Nobody may have them already.
+    pub(super) fn blobs(&self) -> Result<BlobTables<'t>, StoreError> {
+        let txn = self.txn;
+        Ok(BlobTables {
+            blobs: txn.open_table(BLOBS)?,
+            manifests: txn.open_table(BLOB_MANIFESTS)?,
+            parts: txn.open_table(BLOB_PARTS)?,
+            refs: txn.open_table(BLOB_REFS)?,
+            holds: txn.open_table(BLOB_HOLDS)?,
+            usage: txn.open_table(BLOB_USAGE)?,
+        })
+    }
+}
+
+/// The tables about blobs of one write transaction.
+pub(super) struct BlobTables<'t> {
+    pub(super) blobs: WriteTable<'t>,
+    pub(super) manifests: WriteTable<'t>,
+    pub(super) parts: WriteTable<'t>,
+    pub(super) refs: WriteTable<'t>,
+    pub(super) holds: WriteTable<'t>,
+    pub(super) usage: WriteTable<'t>,
+}
+
+/// Makes all tables that are not there.
+pub(super) fn make(txn: &WriteTransaction) -> Result<(), StoreError> {
+    for table in RECORDS.into_iter().chain([META]) {
+        drop(txn.open_table(table)?);
+    }
+    Ok(())
 }
 
 pub(super) fn put<R: Record>(table: &mut WriteTable<'_>, key: &[u8], record: &R) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@ use super::{Sim, Skew, is_of};
 use crate::world::places::Access;
 use crate::world::{HostId, SimSocket};
 use anyhow::{Context, Result};
+use godwit_client::host::Threads;
 use godwit_client::{Client, ClientOptions, DeviceId, EnrolOptions, Host};
 use quinn::AsyncUdpSocket;
 use std::path::{Path, PathBuf};
@@ -96,7 +97,12 @@ impl Sim {
                 }
                 may.is_ok()
             };
-            Host { crypto: self.crypto(&phone.skew), bind: Arc::new(bind), may_commit: Some(Arc::new(may_commit)) }
+            Host {
+                crypto: self.crypto(&phone.skew),
+                bind: Arc::new(bind),
+                may_commit: Some(Arc::new(may_commit)),
+                threads: Threads::Inline,
+            }
         })
     }
 

@@ -83,6 +83,8 @@ impl Sim {
             ("admin", "127.0.0.1:1"),
             ("certs", &certs.path().to_string_lossy()),
             ("data", DATA),
+            // There is no folder for them on a simulated disk.
+            ("attachments.store", "off"),
             ("cluster.role", if first { "store" } else { "edge" }),
             ("cluster.join", &join.join(",")),
         ];

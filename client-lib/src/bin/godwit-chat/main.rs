@@ -1,5 +1,6 @@
 //! The `godwit-chat` command: one device in one folder.
 
+mod files;
 mod input;
 mod print;
 mod talk;
@@ -84,6 +85,21 @@ enum Verb {
         before: Option<Seq>,
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
+    },
+    /// Sends a file; run again after an interruption, it goes on where it stopped.
+    Attach {
+        chat: ChatId,
+        file: PathBuf,
+        #[arg(long, default_value = "")]
+        caption: String,
+    },
+    /// Gets the file of a message; run again after an interruption, it goes on where it stopped.
+    Fetch {
+        chat: ChatId,
+        seq: Seq,
+        /// A file that does not exist yet, or a folder; the file's own name, here, if it is not given.
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Erases a message for everyone.
     Redact { chat: ChatId, seq: Seq },

@@ -74,6 +74,9 @@ fn content(content: &Content) -> Value {
         Content::Reply { to, text } => json!({"text": text, "replyTo": to.get()}),
         Content::Reaction { to, emoji } => json!({"text": emoji, "reactionTo": to.get()}),
         Content::Edit { of, text } => json!({"text": text, "editOf": of.get()}),
+        Content::Attachment(file) => json!({
+            "text": file.caption, "file": file.file_name(), "mediaType": file.media_type, "bytes": file.size_bytes,
+        }),
         Content::Unknown(bytes) => json!({"text": Value::Null, "unknownBytes": bytes.len()}),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::input::input_lines;
 use crate::print;
-use crate::{Args, Verb, Wait, talk};
+use crate::{Args, Verb, Wait, files, talk};
 use godwit_client::{
     ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Host, Member, MessageId, MessageState,
     Role, Seq, Title, UserId,
@@ -56,6 +56,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         }
         Some(Verb::Listen { count, seconds }) => listen(&client, count, seconds, json).await,
         Some(Verb::History { chat, before, limit }) => history(&client, &chat, before, limit, json).await,
+        Some(Verb::Attach { chat, file, caption }) => files::attach(&client, &chat, file, caption, json).await,
+        Some(Verb::Fetch { chat, seq, out }) => files::fetch(&client, &chat, seq, out, json).await,
         Some(Verb::Redact { chat, seq }) => redact(&client, chat, seq, json).await,
         Some(Verb::Outbox { wait }) => outbox(&client, wait, json).await,
     };

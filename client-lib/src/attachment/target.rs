@@ -1,0 +1,78 @@
+//! A file that is received: under a passing name beside its place, until it is whole.
+
+use super::source::Source;
+use super::transfer::PART_PLAIN_BYTES;
+use godwit_seal::FileKey;
+use godwit_wire::blob::{BlobHash, Digest32, Manifest};
+use sha2::{Digest, Sha256};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub(crate) struct Target {
+    path: PathBuf,
+    passing: PathBuf,
+    file: File,
+}
+
+impl Target {
+    /// For a file at `path`; takes up what is there of it already. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be written there, or there is a file at `path`.
+    pub(crate) fn open(path: &Path, hash: BlobHash) -> io::Result<Self> {
+        if path.symlink_metadata().is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file already"));
+        }
+        let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's name"))?;
+        let short = &hash.to_string()[..16];
+        let passing = path.with_file_name(format!(".{}.{short}.part", name.to_string_lossy()));
+        let file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&passing)?;
+        Ok(Self { path: path.to_owned(), passing, file })
+    }
+
+    /// Bytes of it that are there.
+    pub(crate) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// How many of its parts are there and what they should be: a crash may have left anything. The rest is cut off.
+    pub(crate) fn check(&mut self, key: &FileKey, manifest: &Manifest, plain_bytes: u64) -> io::Result<u64> {
+        let here = self.len()?;
+        let source = Source::of(self.file.try_clone()?, key, plain_bytes);
+        let mut good = 0;
+        for digest in &manifest.digests {
+            let end = ((good + 1) * PART_PLAIN_BYTES).min(plain_bytes);
+            if end > here || Digest32::from(Sha256::digest(source.part(good)?)) != *digest {
+                break;
+            }
+            good += 1;
+        }
+        self.cut((good * PART_PLAIN_BYTES).min(plain_bytes))?;
+        Ok(good)
+    }
+
+    pub(crate) fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// It is whole: gives it its name, durably.
+    ///
+    /// # Errors
+    /// If a file has come to that place meanwhile; what was received stays.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::hard_link(&self.passing, &self.path)?;
+        std::fs::remove_file(&self.passing)?;
+        match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+            _ => File::open(".")?.sync_all(),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What the relay that holds a region's store does for attachments: it takes uploads part by part, lets participants read
+//! what messages refer to, and collects what nothing refers to.
+//!
+//! What is stored and who may have it is in the store's records (`store/blobs.rs`); the bytes are in a [`BlobStore`]. A
+//! record is made before the first byte and outlives the last, so whatever a crash interrupts is found again.
+//!
+//! - [`lane`]: the lanes on which bytes travel
+//! - [`collect`]: what nothing refers to goes
+
+mod collect;
+pub(crate) mod lane;
+
+use crate::blobs::spool::{Spool, SpoolError};
+use crate::blobs::{BlobFault, BlobReader, BlobStore, StoredPart};
+use crate::host::Threads;
+use crate::metrics::Metrics;
+use crate::store::{BlobChange, Store, Upload};
+use godwit_core::blob::{BlobLimits, BlobState};
+use godwit_wire::blob::{BlobHash, Manifest, part_bytes};
+use godwit_wire::frame::{self, Reply, Request};
+use godwit_wire::{ChatId, Clock, Code, Refusal, RegionId, Seq, UserId};
+use lane::Incoming;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Attachments {
+    pub(crate) region: RegionId,
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<dyn BlobStore>,
+    /// Where parts are kept while they come in.
+    pub(crate) spool: PathBuf,
+    pub(crate) limits: BlobLimits,
+    pub(crate) threads: Threads,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+}
+
+/// When a client whose upload got lost should begin anew.
+const AGAIN: Duration = Duration::from_secs(1);
+
+fn fault(error: &BlobFault) -> Refusal {
+    if !matches!(error, BlobFault::Missing(_)) {
+        tracing::warn!(%error, "the store of blobs failed");
+    }
+    error.refusal()
+}
+
+fn no_upload(hash: BlobHash) -> Refusal {
+    Refusal::because(Code::NoSuchBlob, format!("no upload of {hash} has begun"))
+}
+
+impl Attachments {
+    fn fault(&self, error: &BlobFault) -> Refusal {
+        self.metrics.blob_faults.inc();
+        fault(error)
+    }
+
+    async fn upload(&self, hash: BlobHash) -> Result<Option<Upload>, Refusal> {
+        self.store.read(move |store| store.upload(hash)).await.map_err(|error| error.refusal())
+    }
+
+    /// Begins an upload, or says how far it is; completes it if all parts are there.
+    pub(crate) async fn begin(&self, user: UserId, chat: ChatId, manifest: Manifest) -> Result<Reply, Refusal> {
+        let hash = manifest.blob().hash;
+        self.store.begin_blob(chat, user, manifest, self.limits).await?;
+        let upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
+        let name = match &upload.state {
+            BlobState::Stored => return Ok(Reply::BlobState(frame::BlobState::Stored)),
+            BlobState::Going { .. } => return Err(no_upload(hash)),
+            BlobState::Uploading { upload: Some(name) } => name.clone(),
+            BlobState::Uploading { upload: None } => self.name(hash).await?,
+        };
+        let missing = upload.missing();
+        if !missing.is_empty() {
+            if missing.len() < upload.manifest.digests.len() {
+                self.metrics.blob_resumes.inc();
+            }
+            return Ok(Reply::BlobState(frame::BlobState::Missing(missing)));
+        }
+        let part = |(part, tag): &(u32, String)| {
+            let digest = *upload.manifest.digests.get(usize::try_from(*part).ok()?)?;
+            Some(StoredPart { part: *part, digest, tag: tag.clone() })
+        };
+        let parts = upload.stored.iter().filter_map(part).collect();
+        if let Err(error) = self.blobs.complete(upload.blob, &name, parts).await {
+            return Err(self.lost(hash, &name, &error).await);
+        }
+        self.store.change_blob(hash, BlobChange::Stored).await?;
+        tracing::debug!(%hash, size_bytes = upload.blob.size_bytes, "blob stored");
+        Ok(Reply::BlobState(frame::BlobState::Stored))
+    }
+
+    /// Gives an upload its name in the store of blobs. If two do so at once, the first one counts.
+    async fn name(&self, hash: BlobHash) -> Result<String, Refusal> {
+        let name = self.blobs.begin(hash).await.map_err(|error| self.fault(&error))?;
+        let blob = self.store.change_blob(hash, BlobChange::Named { upload: name.clone() }).await?;
+        match blob.map(|blob| blob.state) {
+            Some(BlobState::Uploading { upload: Some(first) }) => {
+                if first != name {
+                    self.blobs.abort(hash, &name).await.map_err(|error| self.fault(&error))?;
+                }
+                Ok(first)
+            }
+            _ => Err(no_upload(hash)),
+        }
+    }
+
+    /// What the parts of a message's blob are.
+    pub(crate) async fn manifest(
+        &self,
+        user: UserId,
+        chat: ChatId,
+        seq: Seq,
+        hash: BlobHash,
+    ) -> Result<Reply, Refusal> {
+        let read =
+            move |store: &crate::store::Snapshot| Ok((store.blob_of(&chat, &user, seq, hash)?, store.upload(hash)?));
+        let (allowed, upload) = self.store.read(read).await.map_err(|error| error.refusal())?;
+        let named = allowed?;
+        let upload = upload.filter(|upload| upload.state == BlobState::Stored && upload.blob == named);
+        upload.map(|upload| Reply::BlobManifest(upload.manifest)).ok_or_else(|| Code::NoSuchBlob.into())
+    }
+
+    /// What a part must be that is to come; none if it is stored already.
+    async fn expects(&self, hash: BlobHash, part: u32) -> Result<Option<(Upload, u64, String)>, Refusal> {
+        let upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
+        let name = match &upload.state {
+            BlobState::Uploading { upload: Some(name) } => name.clone(),
+            BlobState::Stored => return Ok(None),
+            BlobState::Uploading { upload: None } | BlobState::Going { .. } => return Err(no_upload(hash)),
+        };
+        if upload.stored.iter().any(|(stored, _)| *stored == part) {
+            return Ok(None);
+        }
+        let bytes = part_bytes(upload.blob.size_bytes, part).ok_or_else(|| {
+            let last = upload.manifest.digests.len().saturating_sub(1);
+            Refusal::because(Code::Invalid, format!("part: {part} of a blob whose last part is {last}"))
+        })?;
+        Ok(Some((upload, bytes, name)))
+    }
+
+    /// The store of blobs does not know an upload any more: it begins anew.
+    async fn lost(&self, hash: BlobHash, name: &str, error: &BlobFault) -> Refusal {
+        if let BlobFault::Missing(_) = error {
+            let lost = BlobChange::Lost { upload: name.to_owned() };
+            if let Err(refusal) = self.store.change_blob(hash, lost).await {
+                return refusal;
+            }
+            return Refusal::retry(Code::Unavailable, AGAIN).explained("the upload got lost, and begins anew");
+        }
+        self.fault(error)
+    }
+
+    /// Takes a part. It is stored when this returns.
+    pub(crate) async fn take_part(
+        &self,
+        user: UserId,
+        hash: BlobHash,
+        part: u32,
+        incoming: &mut Incoming,
+    ) -> Result<(), Refusal> {
+        let Some((upload, bytes, name)) = self.expects(hash, part).await? else { return Ok(()) };
+        let digest = usize::try_from(part).ok().and_then(|part| upload.manifest.digests.get(part));
+        let digest = *digest.ok_or_else(|| no_upload(hash))?;
+        let refused = |error: SpoolError| match error {
+            SpoolError::Size(..) | SpoolError::Digest => {
+                Refusal::because(Code::Invalid, format!("part {part}: {error}"))
+            }
+            SpoolError::Io(_) => {
+                tracing::warn!(%error, "a part could not be kept");
+                BlobFault::Store(error.to_string()).refusal()
+            }
+        };
+        let mut spool = Spool::begin(&self.threads, self.spool.clone(), bytes, digest).await.map_err(refused)?;
+        while let Some(bytes) = incoming.next().await? {
+            self.metrics.blob_bytes_in.inc_by(bytes.len() as u64);
+            spool = spool.push(bytes).await.map_err(refused)?;
+        }
+        let spooled = spool.finish().await.map_err(refused)?;
+        let started = tokio::time::Instant::now();
+        let stored = self.blobs.put_part(hash, &name, part, digest, spooled).await;
+        let tag = match stored {
+            Ok(tag) => tag,
+            Err(error) => return Err(self.lost(hash, &name, &error).await),
+        };
+        self.metrics.blob_store_latency.observe(started.elapsed().as_secs_f64());
+        self.metrics.blob_parts.inc();
+        self.store.change_blob(hash, BlobChange::Part { part, bytes, tag, user }).await?;
+        Ok(())
+    }
+
+    /// A stretch of a message's blob, as [`Request::FetchBlob`] names it.
+    pub(crate) async fn fetch(&self, user: UserId, wanted: Request) -> Result<Incoming, Refusal> {
+        self.open(user, wanted).await.map(|(_, reader)| Incoming::Store(reader))
+    }
+
+    /// The same, with how long it is: cut at the blob's end.
+    async fn open(&self, user: UserId, wanted: Request) -> Result<(u64, Box<dyn BlobReader>), Refusal> {
+        let Request::FetchBlob { chat, seq, hash, from, len, .. } = wanted else { return Err(Code::Internal.into()) };
+        let allowed = self.store.read(move |store| store.blob_of(&chat, &user, seq, hash)).await;
+        let blob = allowed.map_err(|error| error.refusal())??;
+        if from > blob.size_bytes {
+            let why = format!("from: {from} is beyond the end of a blob of {} bytes", blob.size_bytes);
+            return Err(Refusal::because(Code::Invalid, why));
+        }
+        let end = from.saturating_add(len).min(blob.size_bytes);
+        let reader = self.blobs.read(blob, from..end).await.map_err(|error| self.fault(&error))?;
+        Ok((end - from, reader))
+    }
+}

@@ -1,0 +1,109 @@
+//! A part while it comes in: a file without a name, so that a slow device holds disk and not memory, and a crash leaves
+//! nothing. It is checked as it comes, and is worth nothing before it is whole.
+
+use crate::host::Threads;
+use bytes::Bytes;
+use godwit_wire::blob::Digest32;
+use sha2::{Digest, Sha256};
+use std::io::{self, Seek, Write};
+use std::path::PathBuf;
+use tempfile::NamedTempFile;
+
+/// Bytes that are gathered before they are written.
+const GATHERED_BYTES: usize = 256 << 10;
+
+/// A part that is whole and what it should be.
+#[derive(Debug)]
+pub struct Spooled {
+    pub(super) file: NamedTempFile,
+    pub size_bytes: u64,
+}
+
+/// A part that is still coming.
+#[derive(Debug)]
+pub struct Spool {
+    threads: Threads,
+    file: NamedTempFile,
+    expected: (u64, Digest32),
+    hasher: Sha256,
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
+    size_bytes: u64,
+}
+
+/// Why a part was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    #[error("the part has {0} bytes, {1} were expected")]
+    Size(u64, u64),
+    #[error("the part is not what its digest says")]
+    Digest,
+    #[error("the part could not be kept: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Spool {
+    /// Begins to take a part of so many bytes with this digest.
+    pub async fn begin(
+        threads: &Threads,
+        folder: PathBuf,
+        size_bytes: u64,
+        digest: Digest32,
+    ) -> Result<Self, SpoolError> {
+        let make = move || tempfile::Builder::new().prefix("part-").tempfile_in(folder);
+        let file = threads.blocking(make).await.map_err(io::Error::other)??;
+        Ok(Self {
+            threads: threads.clone(),
+            file,
+            expected: (size_bytes, digest),
+            hasher: Sha256::new(),
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            size_bytes: 0,
+        })
+    }
+
+    /// Takes more of it.
+    ///
+    /// # Errors
+    /// More came than belongs to the part, or the disk failed.
+    pub async fn push(mut self, bytes: Bytes) -> Result<Self, SpoolError> {
+        self.size_bytes += bytes.len() as u64;
+        if self.size_bytes > self.expected.0 {
+            return Err(SpoolError::Size(self.size_bytes, self.expected.0));
+        }
+        self.gathered_bytes += bytes.len();
+        self.gathered.push(bytes);
+        if self.gathered_bytes >= GATHERED_BYTES { self.write().await } else { Ok(self) }
+    }
+
+    async fn write(mut self) -> Result<Self, SpoolError> {
+        let threads = self.threads.clone();
+        let work = move || {
+            for bytes in self.gathered.drain(..) {
+                self.hasher.update(&bytes);
+                self.file.write_all(&bytes)?;
+            }
+            self.gathered_bytes = 0;
+            io::Result::Ok(self)
+        };
+        Ok(threads.blocking(work).await.map_err(io::Error::other)??)
+    }
+
+    /// The whole part.
+    ///
+    /// # Errors
+    /// It is shorter than it should be, or something else.
+    pub async fn finish(self) -> Result<Spooled, SpoolError> {
+        let (size_bytes, digest) = self.expected;
+        if self.size_bytes != size_bytes {
+            return Err(SpoolError::Size(self.size_bytes, size_bytes));
+        }
+        let Self { mut file, hasher, .. } = self.write().await?;
+        if Digest32::from(hasher.finalize()) != digest {
+            return Err(SpoolError::Digest);
+        }
+        file.rewind()?;
+        Ok(Spooled { file, size_bytes })
+    }
+}

@@ -1,0 +1,432 @@
+//! Files in messages: they arrive as they were, whatever cuts them, and only where they may.
+
+use anyhow::{Context, Result, bail, ensure};
+use godwit_client::{
+    Attachment, Change, ChatId, Client, Code, Content, Error, Event, Member, MessageState, NewAttachment, Progress,
+    Role, Seq, Title,
+};
+use godwit_tests::cluster::{Cluster, until};
+use godwit_tests::lab::{Lab, PATIENCE};
+use godwit_tests::talk::event;
+use godwit_tests::wire::{self, Wire};
+use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
+use godwit_wire::codec::{self, FrameReader};
+use godwit_wire::frame::{BlobState, Reply, Request};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A file whose every stretch is its own.
+fn file(folder: &Path, name: &str, bytes: usize) -> Result<PathBuf> {
+    let path = folder.join(name);
+    let mut content = Vec::with_capacity(bytes);
+    let mut block = Sha256::digest(name);
+    while content.len() < bytes {
+        content.extend_from_slice(&block);
+        block = Sha256::digest(block);
+    }
+    content.truncate(bytes);
+    std::fs::write(&path, content)?;
+    Ok(path)
+}
+
+fn new(path: &Path, caption: &str) -> NewAttachment {
+    let (path, caption) = (path.to_owned(), caption.to_owned());
+    NewAttachment { path, caption, media_type: "video/mp4".to_owned(), ..NewAttachment::default() }
+}
+
+async fn sent(client: &Client, chat: &ChatId, attachment: NewAttachment) -> Result<Seq> {
+    let id = client.attach(chat, attachment)?;
+    client.wait_for(id, MessageState::Sent, PATIENCE).await?.seq.context("sent without a seq")
+}
+
+/// The next file that comes.
+async fn received(client: &Client) -> Result<(ChatId, Seq, Attachment)> {
+    let mut events = client.events()?;
+    loop {
+        if let Event::MessageReceived { chat, message } = event(client, &mut events).await?
+            && let Content::Attachment(attachment) = message.content
+        {
+            return Ok((chat, message.seq, attachment));
+        }
+    }
+}
+
+async fn fetched(client: &Client, chat: &ChatId, seq: Seq, to: &Path) -> Result<Vec<u8>> {
+    client.fetch_attachment(chat, seq, to, &Progress::default()).await?;
+    Ok(std::fs::read(to)?)
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Result<Code> {
+    match result {
+        Err(Error::Refused(refusal)) => Ok(refusal.code),
+        other => bail!("not refused: {other:?}"),
+    }
+}
+
+fn stored_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(stored_files(&entry.path())?);
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_arrives_as_it_was_and_is_ciphertext_on_its_way() -> Result<()> {
+    let lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    for bytes in [0, 1, 65_536, 65_537, 20_000_000] {
+        let path = file(lab.path(), &format!("walk-{bytes}.mp4"), bytes)?;
+        let original = std::fs::read(&path)?;
+        sent(&alice, &chat, new(&path, "look")).await?;
+        let (chat, seq, attachment) = received(&bob).await?;
+        ensure!(attachment.size_bytes == bytes as u64 && attachment.caption == "look", "{attachment:?}");
+        ensure!(attachment.file_name() == format!("walk-{bytes}.mp4") && attachment.media_type == "video/mp4");
+        let to = lab.path().join(format!("got-{bytes}"));
+        ensure!(fetched(&bob, &chat, seq, &to).await? == original, "{bytes} bytes came back as others");
+        let again = bob.fetch_attachment(&chat, seq, &to, &Progress::default()).await;
+        ensure!(matches!(again, Err(Error::Io { .. })), "nothing is overwritten: {again:?}");
+        let end = bytes as u64;
+        for range in [0..10, end / 2..end / 2 + 70_000, end.saturating_sub(3)..end + 3, end + 5..end + 9] {
+            let expected = |at: u64| usize::try_from(at.min(end)).unwrap_or(usize::MAX);
+            let got = bob.read_attachment(&chat, seq, range.clone()).await?;
+            ensure!(got == original[expected(range.start)..expected(range.end)], "{range:?} of {bytes}");
+        }
+    }
+    let blobs = lab.path().join("data/blobs");
+    let stretch = &std::fs::read(lab.path().join("walk-65536.mp4"))?[1000..1032];
+    let stored = stored_files(&blobs)?;
+    ensure!(stored.len() >= 5, "{stored:?}");
+    for path in stored {
+        let bytes = std::fs::read(&path)?;
+        ensure!(!bytes.windows(stretch.len()).any(|window| window == stretch), "{} is readable", path.display());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_do_not_wait_for_a_file_before_them() -> Result<()> {
+    let mut lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, created) = alice.direct("bob@eu".parse()?)?;
+    alice.wait_for(created.context("created")?, MessageState::Sent, PATIENCE).await?;
+    lab.down().await;
+    let path = file(lab.path(), "long.mp4", 30_000_000)?;
+    let long = alice.attach(&chat, new(&path, ""))?;
+    let text = alice.send(&chat, Content::text("it is coming"))?;
+    lab.up().await?;
+    let text = alice.wait_for(text, MessageState::Sent, PATIENCE).await?;
+    let long = alice.wait_for(long, MessageState::Delivered, PATIENCE).await?;
+    ensure!(text.seq < long.seq, "{text:?} {long:?}");
+    received(&bob).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_at_the_missing_parts_after_both_sides_stopped() -> Result<()> {
+    let mut lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let path = file(lab.path(), "walk.mp4", 100_000_000)?;
+    let id = alice.attach(&chat, new(&path, ""))?;
+    let (mut stored, mut resumed) = (0.0, 0.0);
+    let mut count = |lab: &Lab| {
+        stored += lab.metric("godwit_blob_parts_total");
+        resumed += lab.metric("godwit_blob_resumes_total");
+    };
+    until("a part to be stored", || lab.metric("godwit_blob_parts_total") > 0.5).await?;
+    // What is stored after the look at the counters is in none of them.
+    count(&lab);
+    lab.down().await;
+    alice.close().await;
+    drop(alice);
+    lab.up().await?;
+    let alice = lab.open("alice@eu/phone")?;
+    alice.wait_for(id, MessageState::Sent, PATIENCE).await?;
+    count(&lab);
+    #[expect(clippy::cast_precision_loss, reason = "a few parts")]
+    let all = parts(100_000_000) as f64;
+    ensure!(stored < all + 0.5, "{stored} parts were stored, {all} are the file");
+    ensure!(resumed > 0.5, "it went on where it stopped");
+    let (chat, seq, _) = received(&bob).await?;
+    let to = lab.path().join("got");
+    ensure!(fetched(&bob, &chat, seq, &to).await? == std::fs::read(&path)?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_goes_on_with_what_is_there_and_right() -> Result<()> {
+    let lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let path = file(lab.path(), "walk.mp4", 30_000_000)?;
+    let original = std::fs::read(&path)?;
+    sent(&alice, &chat, new(&path, "")).await?;
+    let (chat, seq, attachment) = received(&bob).await?;
+    let to = lab.path().join("got");
+    let hash = &attachment.blob.hash.to_string()[..16];
+    let passing = lab.path().join(format!(".got.{hash}.part"));
+    // What a crash may leave: two parts, of which the second is not what was written, and a bit of the third.
+    let mut left = original[..18_000_000].to_vec();
+    left[9_000_000] ^= 1;
+    std::fs::write(&passing, &left)?;
+    let before = lab.metric("godwit_blob_bytes_out_total");
+    ensure!(fetched(&bob, &chat, seq, &to).await? == original);
+    let moved = lab.metric("godwit_blob_bytes_out_total") - before;
+    ensure!((20_000_000.0..23_500_000.0).contains(&moved), "all but the first part: {moved}");
+    ensure!(!passing.exists());
+    Ok(())
+}
+
+/// Puts bytes as a part, as a device of its own making does.
+async fn put(wire: &Wire, chat: &ChatId, hash: BlobHash, part: u32, bytes: &[u8]) -> Result<Reply> {
+    let mut frame = Vec::new();
+    codec::encode_numbered(7, &Request::PutPart { chat: chat.clone(), hash, part }, &mut frame)?;
+    let (mut send, mut receive) = wire.connection.open_bi().await?;
+    send.write_all(&frame).await?;
+    // Refused, it takes no more.
+    let _ = send.write_all(bytes).await;
+    let _ = send.finish();
+    let answer = receive.read_to_end(1 << 20).await?;
+    let mut reader = FrameReader::default();
+    reader.push(&answer);
+    let frame = reader.next_frame()?.context("no reply")?;
+    match codec::decode_numbered(&frame)? {
+        (7, codec::Decoded::Frame(reply)) => Ok(reply),
+        other => bail!("{other:?}"),
+    }
+}
+
+fn refusal(reply: Reply) -> Result<Code> {
+    match reply {
+        Reply::Refused(refusal) => Ok(refusal.code),
+        other => bail!("not refused: {other:?}"),
+    }
+}
+
+fn manifest(size_bytes: u64, byte: u8) -> Result<(Manifest, Vec<Vec<u8>>)> {
+    let bytes = |part| Ok(vec![byte; usize::try_from(part_bytes(size_bytes, part).context("a part")?)?]);
+    let count = u32::try_from(parts(size_bytes))?;
+    let all = (0..count).map(bytes).collect::<Result<Vec<_>>>()?;
+    let digests = all.iter().map(|part| Sha256::digest(part).into()).collect();
+    Ok((Manifest { size_bytes, digests }, all))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
+    let lab = Lab::start().await?;
+    let wire = lab.session("alice@eu/phone").await?;
+    lab.enrol("bob@eu/phone").await?;
+    let chat = ChatId::direct(&"alice@eu".parse()?, &"bob@eu".parse()?);
+    let mut lane = wire.lane().await?;
+    lane.write(&[wire::create_direct(wire::stamp(&chat, 1), "bob@eu")]).await?;
+    ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
+
+    let (blob, bytes) = manifest(PART_BYTES + 5, 1)?;
+    let named = blob.blob();
+    let hash = named.hash;
+    let begin = Request::BeginBlob { chat: chat.clone(), blob: blob.clone() };
+    ensure!(refusal(put(&wire, &chat, hash, 0, &bytes[0]).await?)? == Code::NoSuchBlob, "it has not begun");
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Missing(vec![0, 1])));
+    let mut wrong = bytes[0].clone();
+    wrong[77] ^= 1;
+    let longer = [bytes[1].as_slice(), &[1]].concat();
+    for (part, bytes) in
+        [(0, wrong.as_slice()), (0, &bytes[0][1..]), (1, &longer), (1, &[]), (2, &[1]), (u32::MAX, &[1])]
+    {
+        let reply = put(&wire, &chat, hash, part, bytes).await?;
+        ensure!(refusal(reply)? == Code::Invalid, "part {part} of {} bytes", bytes.len());
+    }
+    let with = |n| {
+        Request::SendMessage(godwit_wire::frame::SendMessage {
+            stamp: wire::stamp(&chat, n),
+            content: godwit_wire::entry::Content("look".into()),
+            blobs: vec![named],
+            options: godwit_wire::frame::Options::default(),
+        })
+    };
+    ensure!(put(&wire, &chat, hash, 1, &bytes[1]).await? == Reply::Done);
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Missing(vec![0])));
+    lane.write(&[with(2)]).await?;
+    ensure!(refusal(lane.reply().await?.1)? == Code::NoSuchBlob, "half a file is none");
+    ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
+    ensure!(put(&wire, &chat, hash, 0, &wrong).await? == Reply::Done, "it is there already, whatever comes");
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Stored));
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Stored));
+    lane.write(&[with(3)]).await?;
+    let Reply::Sent { seq, .. } = lane.reply().await?.1 else { bail!("not sent") };
+    let get = Request::GetManifest { chat: chat.clone(), seq, hash };
+    ensure!(wire.ask(&get).await? == Reply::BlobManifest(blob.clone()));
+
+    // Digests that are not those of the hash name another blob; a size that is not that of the digests is none.
+    let short = Manifest { size_bytes: 5, ..blob.clone() };
+    for bad in [short, Manifest { size_bytes: 0, digests: vec![] }, Manifest { size_bytes: u64::MAX, ..blob }] {
+        let reply = wire.ask(&Request::BeginBlob { chat: chat.clone(), blob: bad }).await?;
+        ensure!(matches!(refusal(reply)?, Code::Invalid | Code::TooLarge));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_and_those_who_left_get_nothing() -> Result<()> {
+    let lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let member = Member { user: "bob@eu".parse()?, role: Role::Member };
+    let (chat, _) = alice.create_group(Title::parse("walks")?, vec![member])?;
+    let path = file(lab.path(), "walk.mp4", 100_000)?;
+    let seq = sent(&alice, &chat, new(&path, "")).await?;
+    let (_, _, attachment) = received(&bob).await?;
+    let first = lab.path().join("first");
+    fetched(&bob, &chat, seq, &first).await?;
+
+    let hash = attachment.blob.hash;
+    let eve = lab.session("eve@eu/phone").await?;
+    let get = Request::GetManifest { chat: chat.clone(), seq, hash };
+    ensure!(refusal(eve.ask(&get).await?)? == Code::NotParticipant);
+    let fetch = |seq| Request::FetchBlob { chat: chat.clone(), seq, hash, from: 0, len: 10, url: false };
+    ensure!(refusal(eve.ask(&fetch(seq)).await?)? == Code::NotParticipant);
+    let (own, bytes) = manifest(10, 3)?;
+    let begin = Request::BeginBlob { chat: chat.clone(), blob: own.clone() };
+    ensure!(refusal(eve.ask(&begin).await?)? == Code::NotParticipant);
+    ensure!(refusal(put(&eve, &chat, own.blob().hash, 0, &bytes[0]).await?)? == Code::NoSuchBlob);
+    // Who knows a blob's name alone cannot make it their own.
+    let mine = ChatId::direct(&"eve@eu".parse()?, &"bob@eu".parse()?);
+    let mut lane = eve.lane().await?;
+    let blobs = vec![BlobRef { hash, size_bytes: 106_512 }];
+    let (content, options) = (godwit_wire::entry::Content("mine".into()), godwit_wire::frame::Options::default());
+    let stamp = wire::stamp(&mine, 2);
+    let steal = Request::SendMessage(godwit_wire::frame::SendMessage { stamp, content, blobs, options });
+    lane.write(&[wire::create_direct(wire::stamp(&mine, 1), "bob@eu"), steal]).await?;
+    ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
+    ensure!(refusal(lane.reply().await?.1)? == Code::NoSuchBlob);
+
+    let removed = alice.update_chat(&chat, Change::Remove("bob@eu".parse()?))?;
+    alice.wait_for(removed, MessageState::Sent, PATIENCE).await?;
+    let second = lab.path().join("second");
+    let refused = bob.fetch_attachment(&chat, seq, &second, &Progress::default()).await;
+    ensure!(code(refused)? == Code::NotParticipant);
+    ensure!(!second.exists());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_limit_nothing_is_sent_and_the_limit_is_named() -> Result<()> {
+    let settings = [
+        ("attachments.file_size", "1MiB"),
+        ("attachments.per_user", "3200KiB"),
+        ("attachments.per_user_daily", "2500KiB"),
+    ];
+    let lab = Lab::with(&settings).await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let refused = async |bytes: usize, name: &str| -> Result<(Code, String)> {
+        let id = alice.attach(&chat, new(&file(lab.path(), name, bytes)?, ""))?;
+        match alice.wait_for(id, MessageState::Sent, PATIENCE).await {
+            Err(Error::Refused(refusal)) => {
+                ensure!(alice.uploads()?.iter().any(|upload| upload.id == id && upload.refusal.is_some()));
+                ensure!(alice.cancel_upload(id)? && !alice.cancel_upload(id)?);
+                Ok((refusal.code, refusal.explanation))
+            }
+            other => bail!("{other:?}"),
+        }
+    };
+    let (code, why) = refused((1 << 20) + 1, "large").await?;
+    ensure!(code == Code::TooLarge && why.contains("1048832"), "{why}");
+    for name in ["a", "b"] {
+        sent(&alice, &chat, new(&file(lab.path(), name, 1 << 20)?, "")).await?;
+    }
+    let (code, why) = refused(1 << 20, "c").await?;
+    ensure!(code == Code::OverQuota && why.contains("today"), "{why}");
+    lab.jump(Duration::from_hours(24));
+    sent(&alice, &chat, new(&file(lab.path(), "d", 1 << 20)?, "")).await?;
+    let (code, why) = refused(1 << 20, "e").await?;
+    ensure!(code == Code::OverQuota && why.contains("your attachments"), "{why}");
+    // Another has a quota of their own, and what was refused left nothing.
+    sent(&bob, &chat, new(&file(lab.path(), "f", 1 << 20)?, "")).await?;
+    ensure!(stored_files(&lab.path().join("data/blobs"))?.len() == 4);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_refers_to_is_collected_and_what_is_referred_to_stays() -> Result<()> {
+    let lab = Lab::with(&[("attachments.grace", "1s")]).await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let kept = sent(&alice, &chat, new(&file(lab.path(), "kept", 100_000)?, "")).await?;
+    let redacted = sent(&alice, &chat, new(&file(lab.path(), "redacted", 100_000)?, "")).await?;
+    // An upload that does not go on.
+    let wire = lab.session("carol@eu/phone").await?;
+    let own = ChatId::direct(&"carol@eu".parse()?, &"bob@eu".parse()?);
+    let mut lane = wire.lane().await?;
+    lane.write(&[wire::create_direct(wire::stamp(&own, 1), "bob@eu")]).await?;
+    lane.reply().await?;
+    let (blob, bytes) = manifest(PART_BYTES + 5, 1)?;
+    wire.ask(&Request::BeginBlob { chat: own.clone(), blob: blob.clone() }).await?;
+    ensure!(put(&wire, &own, blob.blob().hash, 0, &bytes[0]).await? == Reply::Done);
+    let blobs = lab.path().join("data/blobs");
+    let done = alice.redact(&chat, redacted)?;
+    alice.wait_for(done, MessageState::Sent, PATIENCE).await?;
+    // Bytes of which nothing is known, as a restored store leaves them.
+    let orphan = blobs.join("ab").join("ab".repeat(32));
+    std::fs::create_dir_all(&orphan)?;
+    std::fs::write(orphan.join("00000"), b"orphan")?;
+    until("all but one to be collected", || stored_files(&blobs).is_ok_and(|files| files.len() == 1)).await?;
+    until("the orphan's folder to go", || !orphan.exists()).await?;
+    ensure!(lab.metric("godwit_blobs_collected_total") > 2.5);
+    let got = lab.path().join("got");
+    fetched(&bob, &chat, kept, &got).await?;
+    let gone = bob.fetch_attachment(&chat, redacted, &lab.path().join("gone"), &Progress::default()).await;
+    ensure!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
+    // It can come again.
+    let again = wire.ask(&Request::BeginBlob { chat: own.clone(), blob }).await?;
+    ensure!(again == Reply::BlobState(BlobState::Missing(vec![0, 1])), "{again:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_reach_chats_of_other_regions_and_are_forwarded_without_the_phone() -> Result<()> {
+    let cluster = Cluster::start(&[("eu/eu-1", "store"), ("eu/eu-2", "edge"), ("us/us-1", "store")]).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-2"]).await?;
+    let bob = cluster.client("bob@us/phone", &["us/us-1"]).await?;
+    let carol = cluster.client("carol@eu/phone", &["eu/eu-1"]).await?;
+    let member = Member { user: "alice@eu".parse()?, role: Role::Member };
+    let (walks, created) = bob.create_group(Title::parse("walks")?, vec![member])?;
+    bob.wait_for(created, MessageState::Delivered, PATIENCE).await?;
+    let folder = tempfile::tempdir()?;
+    let path = file(folder.path(), "walk.mp4", 20_000_000)?;
+    let original = std::fs::read(&path)?;
+    // From an edge to the home of the chat, in another region.
+    let seq = sent(&alice, &walks, new(&path, "")).await?;
+    ensure!(fetched(&bob, &walks, seq, &folder.path().join("bob")).await? == original);
+    ensure!(cluster.metric("us/us-1", "godwit_blob_parts_total") > 2.5);
+    ensure!(cluster.metric("eu/eu-1", "godwit_blob_parts_total") < 0.5);
+
+    let (own, _) = alice.direct("carol@eu".parse()?)?;
+    let forwarded = alice.forward(&walks, seq, &own, "as I said").await?;
+    let forwarded = alice.wait_for(forwarded, MessageState::Sent, PATIENCE).await?.seq.context("sent")?;
+    let (chat, at, attachment) = received(&carol).await?;
+    ensure!((&chat, at, attachment.caption.as_str()) == (&own, forwarded, "as I said"));
+    ensure!(cluster.metric("eu/eu-1", "godwit_blob_parts_total") > 2.5, "copied from region to region");
+    ensure!(fetched(&carol, &own, at, &folder.path().join("carol")).await? == original);
+    // Once more, it is there.
+    let (group, _) =
+        alice.create_group(Title::parse("more")?, vec![Member { user: "carol@eu".parse()?, role: Role::Member }])?;
+    let again = alice.forward(&walks, seq, &group, "").await?;
+    alice.wait_for(again, MessageState::Sent, PATIENCE).await?;
+    ensure!(cluster.metric("eu/eu-1", "godwit_blob_parts_total") < 3.5, "stored once");
+    Ok(())
+}
