@@ -5,10 +5,12 @@
 //! completed, and only then it can be read.
 //!
 //! - [`files`]: a folder of this relay
-//! - [`s3`]: a bucket, with the feature of that name
+//! - `s3`: a bucket, with the feature of that name
 //! - [`spool`]: a part while it comes in
 
 pub mod files;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod spool;
 
 use bytes::Bytes;

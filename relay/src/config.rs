@@ -39,6 +39,7 @@ pub struct Config {
     pub log: String,
     pub store: StoreSection,
     pub attachments: AttachmentsSection,
+    pub s3: S3Section,
     pub delivery: DeliverySection,
     pub limits: LimitsSection,
     pub admission: AdmissionSection,
@@ -110,7 +111,7 @@ pub struct StoreSection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AttachmentsSection {
-    /// `files`: in a folder of the relay that holds the store. `off`: the region stores none.
+    /// `files`: in a folder of the relay that holds the store. `s3`: in a bucket, see `[s3]`. `off`: the region stores none.
     pub store: BlobStoreKind,
     /// The folder, also for parts that come in; `blobs` in `data` if it is not given.
     pub folder: Option<PathBuf>,
@@ -133,7 +134,32 @@ pub struct AttachmentsSection {
 pub enum BlobStoreKind {
     #[default]
     Files,
+    S3,
     Off,
+}
+
+/// Where attachments are kept, if that is S3. Credentials come from the standard chain of AWS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Section {
+    pub bucket: String,
+    /// Before each object's name; each region of relays has one of its own, or a bucket of its own.
+    pub prefix: String,
+    /// `us-east-1` and so on.
+    pub region: Option<String>,
+    /// Of a server other than AWS's, such as `http://127.0.0.1:8333`.
+    #[serde(deserialize_with = "values::url")]
+    pub endpoint: Option<String>,
+    /// The bucket in the host's name (`virtual`), or in the path (`path`), as most other servers need it.
+    pub addressing_style: AddressingStyle,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressingStyle {
+    #[default]
+    Virtual,
+    Path,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +214,7 @@ impl Default for Config {
             log: "info".to_owned(),
             store: StoreSection::default(),
             attachments: AttachmentsSection::default(),
+            s3: S3Section::default(),
             delivery: DeliverySection::default(),
             limits: LimitsSection::default(),
             admission: AdmissionSection::default(),

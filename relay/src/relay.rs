@@ -4,8 +4,12 @@ use crate::admin;
 use crate::attachments::Attachments;
 use crate::blobs::BlobStore;
 use crate::blobs::files::{self, Files};
+#[cfg(feature = "s3")]
+use crate::blobs::s3::{Bucket, S3};
 use crate::cluster::{self, Cluster};
-use crate::config::{BlobStoreKind, Config, Role};
+#[cfg(feature = "s3")]
+use crate::config::AddressingStyle;
+use crate::config::{BlobStoreKind, Config, Role, S3Section};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
 use crate::host::{Host, Thread};
@@ -60,6 +64,8 @@ pub enum StartError {
     Bind { what: &'static str, address: SocketAddr, source: io::Error },
     #[error("{}: {source}", path.display())]
     Folder { path: PathBuf, source: io::Error },
+    #[error("attachments: {0}")]
+    Attachments(&'static str),
 }
 
 /// A relay that runs.
@@ -110,7 +116,7 @@ impl Home {
         let clock = host.crypto.clock.clone();
         let OpenStore { store, committed, thread } =
             Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?;
-        let attachments = attachments(config, host, id.region(), &store, metrics)?;
+        let attachments = attachments(config, host, id.region(), &store, metrics).await?;
         let (registry, metrics) = (registry.clone(), metrics.clone());
         let (mut worker, fanout) =
             Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
@@ -121,8 +127,25 @@ impl Home {
     }
 }
 
+#[cfg(feature = "s3")]
+async fn s3(config: &S3Section) -> Result<Arc<dyn BlobStore>, StartError> {
+    let S3Section { bucket, prefix, region, endpoint, addressing_style } = config.clone();
+    if bucket.is_empty() {
+        return Err(StartError::Attachments("attachments.store is s3, and s3.bucket is not given"));
+    }
+    let path_style = addressing_style == AddressingStyle::Path;
+    let bucket = Bucket { name: bucket, prefix, region, endpoint, path_style };
+    // Large, and done once.
+    Ok(Arc::new(Box::pin(S3::new(bucket)).await))
+}
+
+#[cfg(not(feature = "s3"))]
+fn s3(_: &S3Section) -> std::future::Ready<Result<Arc<dyn BlobStore>, StartError>> {
+    std::future::ready(Err(StartError::Attachments("attachments.store is s3, and this build has no S3")))
+}
+
 /// Where the region's attachments are kept; none if it keeps none.
-fn attachments(
+async fn attachments(
     config: &Config,
     host: &Host,
     region: RegionId,
@@ -134,6 +157,7 @@ fn attachments(
     let blobs: Arc<dyn BlobStore> = match config.attachments.store {
         BlobStoreKind::Off => return Ok(None),
         BlobStoreKind::Files => Arc::new(Files::open(folder.clone(), &host.threads).map_err(unusable)?),
+        BlobStoreKind::S3 => s3(&config.s3).await?,
     };
     Ok(Some(Attachments {
         region,
@@ -186,7 +210,7 @@ impl Relay {
         let (root, credential) = (files.root.clone(), files.credential.clone());
         let identity = Arc::new(ArcSwap::from_pointee(files));
         let home = match config.cluster.role {
-            Role::Store => Some(Home::open(config, host, &id, &identity, &registry, &metrics).await?),
+            Role::Store => Some(Box::pin(Home::open(config, host, &id, &identity, &registry, &metrics)).await?),
             Role::Edge => None,
         };
 

@@ -1,19 +1,25 @@
 //! Files in messages: they arrive as they were, whatever cuts them, and only where they may.
 
 use anyhow::{Context, Result, bail, ensure};
+use godwit_certs::folder::AuthorityDir;
 use godwit_client::{
     Attachment, Change, ChatId, Client, Code, Content, Error, Event, Member, MessageState, NewAttachment, Progress,
     Role, Seq, Title,
 };
 use godwit_tests::cluster::{Cluster, until};
-use godwit_tests::lab::{Lab, PATIENCE};
+use godwit_tests::lab::{self, Lab, PATIENCE};
+use godwit_tests::process::{self, commands};
+use godwit_tests::processes::Processes;
+use godwit_tests::seaweed;
 use godwit_tests::talk::event;
 use godwit_tests::wire::{self, Wire};
+use godwit_wire::Clock;
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
 use godwit_wire::codec::{self, FrameReader};
 use godwit_wire::frame::{BlobState, Reply, Request};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// A file whose every stretch is its own.
@@ -429,4 +435,79 @@ async fn files_reach_chats_of_other_regions_and_are_forwarded_without_the_phone(
     alice.wait_for(again, MessageState::Sent, PATIENCE).await?;
     ensure!(cluster.metric("eu/eu-1", "godwit_blob_parts_total") < 3.5, "stored once");
     Ok(())
+}
+
+/// A command of a device that is killed once `seen` is true. False if it was done before.
+async fn killed(args: &[&str], seen: impl Fn() -> bool) -> Result<bool> {
+    let mut command = tokio::process::Command::new(commands().join("godwit-chat"));
+    let mut child = command.args(args).stdout(Stdio::null()).kill_on_drop(true).spawn()?;
+    let begun = std::time::Instant::now();
+    while !seen() {
+        if child.try_wait()?.is_some() {
+            return Ok(false);
+        }
+        ensure!(begun.elapsed() < PATIENCE, "nothing moves: {args:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.kill().await?;
+    Ok(true)
+}
+
+/// Relay and commands are killed in the middle, each way.
+async fn survives_kills(settings: &[(&str, &str)]) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], settings).await?;
+    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
+    for name in ["alice", "bob"] {
+        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
+        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], folder.path().join(name)).await?;
+    }
+    let home = |name: &str| folder.path().join(name).display().to_string();
+    let (alice, bob) = (home("alice"), home("bob"));
+    let path = file(folder.path(), "walk.mp4", 60_000_000)?;
+    let (shown, to) = (path.display().to_string(), folder.path().join("got"));
+    let chat = process::succeed("godwit-chat", &["--home", &alice, "direct", "bob@eu"])?;
+    let attach = ["--home", &alice, "attach", chat.trim(), &shown];
+    let stored = || relays.metric(0, "godwit_blob_parts_total").is_ok_and(|parts| parts > 1.5);
+    ensure!(killed(&attach, stored).await?, "60 MB went too fast to be cut");
+    relays.kill_and_start(0).await?;
+    let sent = process::succeed("godwit-chat", &attach)?;
+    ensure!(relays.metric(0, "godwit_blob_resumes_total")? > 0.5, "it went on");
+    ensure!(relays.metric(0, "godwit_blob_parts_total")? < 7.5, "and did not begin anew");
+    let seq = sent.trim().strip_prefix("sent #").context("sent")?;
+    let got = to.display().to_string();
+    let fetch = ["--home", &bob, "fetch", chat.trim(), seq, "--out", &got];
+    let some = || {
+        let names = std::fs::read_dir(folder.path()).into_iter().flatten().flatten();
+        names
+            .filter(|name| name.file_name().to_string_lossy().starts_with(".got."))
+            .any(|name| name.metadata().is_ok_and(|meta| meta.len() > 10_000_000))
+    };
+    ensure!(killed(&fetch, some).await? && !to.exists(), "60 MB went too fast to be cut");
+    relays.kill_and_start(0).await?;
+    process::succeed("godwit-chat", &fetch)?;
+    ensure!(std::fs::read(&to)? == std::fs::read(&path)?);
+    ensure!(relays.metric(0, "godwit_blob_bytes_out_total")? < 55_000_000.0, "what was there was not fetched again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_relays_and_apps_go_on_with_files() -> Result<()> {
+    survives_kills(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_relays_and_apps_go_on_with_a_bucket() -> Result<()> {
+    let bucket = seaweed::bucket("kills").await?;
+    survives_kills(&[
+        ("GODWIT_ATTACHMENTS__STORE", "s3"),
+        ("GODWIT_S3__BUCKET", &bucket.name),
+        ("GODWIT_S3__PREFIX", &bucket.prefix),
+        ("GODWIT_S3__REGION", "us-east-1"),
+        ("GODWIT_S3__ENDPOINT", seaweed::endpoint().await?),
+        ("GODWIT_S3__ADDRESSING_STYLE", "path"),
+        ("AWS_ACCESS_KEY_ID", seaweed::ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", seaweed::SECRET_KEY),
+    ])
+    .await
 }

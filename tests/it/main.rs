@@ -1,6 +1,7 @@
 //! Relays and clients over real sockets: one module a behaviour.
 
 mod attachments;
+mod blobs;
 mod clients;
 mod cluster;
 mod commands;

@@ -6,6 +6,7 @@
 //! - [`process`]: the real commands as child processes
 //! - [`cluster`]: several relays in this process
 //! - [`processes`]: a cluster of such
+//! - [`seaweed`]: a real S3 server
 //! - [`talk`]: clients that talk
 //! - [`wire`]: a session on the wire, without the client library
 
@@ -14,5 +15,6 @@ pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod processes;
+pub mod seaweed;
 pub mod talk;
 pub mod wire;

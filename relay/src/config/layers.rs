@@ -46,11 +46,15 @@ pub struct Layers {
     origins: BTreeMap<String, Origin>,
 }
 
+/// Keys without a default: TOML has nothing for them that would be in [`leaves`].
+const WITHOUT_DEFAULT: [&str; 4] = ["attachments.folder", "cluster.advertise", "s3.endpoint", "s3.region"];
+
 impl Default for Layers {
     fn default() -> Self {
         let values = Table::try_from(Config::default()).expect("the defaults are TOML");
         let mut origins = BTreeMap::new();
-        for (key, _) in leaves(&values, "") {
+        let keys = leaves(&values, "").into_iter().map(|(key, _)| key);
+        for key in keys.chain(WITHOUT_DEFAULT.map(str::to_owned)) {
             origins.insert(key, Origin::Default);
         }
         Self { values, origins }
@@ -248,6 +252,24 @@ mod tests {
             "ack_timeout = \"5s\"  # default",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn keys_without_a_default_can_be_set_like_all_others() {
+        let mut layers = Layers::default();
+        for (name, value) in [
+            ("GODWIT_ATTACHMENTS__FOLDER", "/blobs"),
+            ("GODWIT_CLUSTER__ADVERTISE", "192.0.2.1:4433"),
+            ("GODWIT_S3__ENDPOINT", "http://127.0.0.1:8333"),
+            ("GODWIT_S3__REGION", "eu-north-1"),
+        ] {
+            layers.environment([(name.to_owned(), value.to_owned())].into_iter()).unwrap();
+            assert!(layers.describe().unwrap().contains(value), "{name}");
+        }
+        for bad in ["", "s3.example", "ftp://s3.example", "http://"] {
+            let refused = layers.flag("--endpoint", "s3.endpoint", bad).unwrap_err().to_string();
+            assert!(refused.contains("s3.endpoint") && refused.contains("https://"), "{bad}: {refused}");
         }
     }
 

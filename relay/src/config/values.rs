@@ -167,6 +167,15 @@ pub(super) fn path<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error>
     if path.as_os_str().is_empty() { Err(de::Error::custom("must name a folder")) } else { Ok(path) }
 }
 
+pub(super) fn url<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(d)?;
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() => Ok(Some(text)),
+        _ => Err(de::Error::custom("must look like https://s3.example or http://127.0.0.1:8333")),
+    }
+}
+
 pub(super) fn log_filter<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     let text = String::deserialize(d)?;
     EnvFilter::try_new(&text).map_err(de::Error::custom)?;

@@ -4,6 +4,7 @@ use godwit_client::client::HistoryBody;
 use godwit_client::{
     Change, Chat, ChatId, ChatKind, ConnectionState, Content, DeviceId, Event, HistoryEntry, Member, Seq, UnixMillis,
 };
+use indicatif::DecimalBytes;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -133,7 +134,14 @@ pub(crate) fn event_json(event: &Event) -> Value {
 }
 
 fn text(content: &Content) -> String {
-    safe(content.as_text().unwrap_or("(needs a newer version)"))
+    let said = safe(content.as_text().unwrap_or("(needs a newer version)"));
+    match content {
+        Content::Attachment(file) => {
+            let (name, size) = (safe(&file.file_name()), DecimalBytes(file.size_bytes));
+            format!("[{name}, {size}] {said}").trim_end().to_owned()
+        }
+        _ => said,
+    }
 }
 
 fn change_text(change: &Change) -> String {

@@ -100,7 +100,10 @@ impl From<StartError> for Fault {
         match error {
             StartError::Store(error) => error.into(),
             StartError::Bind { .. } if is_in_use(&error) => Self::new(IN_USE, error),
-            StartError::Certificates(_) | StartError::Tls(_) | StartError::OtherRelay { .. } => Self::new(USAGE, error),
+            StartError::Certificates(_)
+            | StartError::Tls(_)
+            | StartError::OtherRelay { .. }
+            | StartError::Attachments(_) => Self::new(USAGE, error),
             other => Self::new(FAULT, other),
         }
     }

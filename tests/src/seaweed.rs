@@ -1,0 +1,70 @@
+//! A real S3 server: SeaweedFS, started once by whoever asks first and ended with this process.
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::{Client, Config};
+use godwit_relay::blobs::s3::Bucket;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+/// How long it may take to be installed and to take what is put.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// Its identity.
+pub const ACCESS_KEY: &str = "tests";
+pub const SECRET_KEY: &str = "tests-secret";
+const REGION: &str = "us-east-1";
+
+static SERVER: OnceCell<String> = OnceCell::const_new();
+
+/// The address of the server's S3 API.
+pub async fn endpoint() -> Result<&'static str> {
+    Ok(SERVER.get_or_try_init(start).await?)
+}
+
+async fn start() -> Result<String> {
+    let folder = tempfile::Builder::new().prefix("godwit-seaweed-").tempdir()?.keep();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers/seaweed");
+    let parent = std::process::id().to_string();
+    let output = Command::new(script).arg(&parent).arg(&folder).stderr(std::process::Stdio::inherit()).output().await?;
+    ensure!(output.status.success(), "the S3 server cannot be started: {}", output.status);
+    let endpoint = String::from_utf8(output.stdout)?.trim().to_owned();
+    let client = client(&endpoint, SECRET_KEY);
+    let begun = Instant::now();
+    loop {
+        // Listening is not yet storing.
+        let tried = async {
+            // The second time it is there already.
+            let _ = client.create_bucket().bucket("ready").send().await;
+            client.put_object().bucket("ready").key("ready").body(vec![1].into()).send().await
+        };
+        match tried.await {
+            Ok(_) => return Ok(endpoint),
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error).context("the S3 server does not store"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// A client of the server, with a key that is right or not.
+pub fn client(endpoint: &str, secret: &str) -> Client {
+    let credentials = Credentials::new(ACCESS_KEY, secret, None, None, "tests");
+    let config = Config::builder().behavior_version(BehaviorVersion::latest()).region(Region::new(REGION));
+    let config = config.endpoint_url(endpoint).force_path_style(true).credentials_provider(credentials);
+    Client::from_conf(config.build())
+}
+
+/// A new bucket.
+pub async fn bucket(name: &str) -> Result<Bucket> {
+    let endpoint = endpoint().await?;
+    client(endpoint, SECRET_KEY).create_bucket().bucket(name).send().await?;
+    Ok(Bucket {
+        name: name.to_owned(),
+        prefix: "eu/".to_owned(),
+        region: Some(REGION.to_owned()),
+        endpoint: Some(endpoint.to_owned()),
+        path_style: true,
+    })
+}
