@@ -1,7 +1,9 @@
 //! Stores that come back from a backup: nobody keeps a past that is no more, and nothing is missed or told twice.
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_client::{ChatId, Client, ClientOptions, Content, EventStream, Member, MessageState, Role, Title};
+use godwit_client::{
+    ChatId, Client, ClientOptions, Content, EventStream, Member, MessageState, NewAttachment, Progress, Role, Title,
+};
 use godwit_tests::cluster::Cluster;
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
@@ -202,4 +204,35 @@ async fn one_backup_can_be_restored_more_than_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_put_back_is_noticed_as_a_backup_is() -> Result<()> {
     the_same_copy_again_and_again(true).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_lost_with_the_store_is_uploaded_and_sent_again() -> Result<()> {
+    let mut cluster = Cluster::start(&TWO).await?;
+    let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
+    let carol = cluster.client("carol@eu/phone", &["eu/eu-1"]).await?;
+    let chat = group(&alice, &["carol@eu"]).await?;
+    back_up(&cluster, "eu/eu-1").await?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("walk.mp4");
+    std::fs::write(&path, vec![7; 300_000])?;
+    let id = alice.attach(&chat, NewAttachment { path: path.clone(), ..NewAttachment::default() })?;
+    alice.wait_for(id, MessageState::Delivered, PATIENCE).await?;
+    restore(&mut cluster, "eu/eu-1").await?;
+    let has = async {
+        for n in 0.. {
+            let seq = alice.message_state(id)?.and_then(|sent| sent.seq);
+            let to = folder.path().join(format!("got-{n}"));
+            if let Some(seq) = seq
+                && carol.fetch_attachment(&chat, seq, &to, &Progress::default()).await.is_ok()
+            {
+                return anyhow::Ok(std::fs::read(to)?);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        unreachable!("there is no last number")
+    };
+    let got = tokio::time::timeout(PATIENCE, has).await.context("it does not come again")??;
+    ensure!(got == std::fs::read(&path)?);
+    Ok(())
 }

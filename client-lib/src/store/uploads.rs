@@ -1,5 +1,6 @@
 //! Files on their way. A message with a file gets its number only when the file is stored where its chat is at home: what
-//! is sent meanwhile does not wait for it.
+//! is sent meanwhile does not wait for it. What is known of the file is kept as long as the message is in the outbox: a home
+//! that was restored from a backup may have lost the file, and needs it again.
 
 use super::outbox::{Outgoing, put_numbered};
 use super::{Store, fresh_id};
@@ -8,7 +9,7 @@ use crate::error::Error;
 use godwit_seal::FileKey;
 use godwit_wire::blob::Manifest;
 use godwit_wire::{ChatId, MessageId, Refusal};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -35,6 +36,9 @@ pub(crate) struct UploadRow {
     pub(crate) manifest: Option<Manifest>,
     pub(crate) refusal: Option<Refusal>,
 }
+
+/// How often the file of one message is uploaded once more.
+const AGAIN: i64 = 3;
 
 type Columns = ([u8; 16], String, Vec<u8>, Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>);
 const COLUMNS: &str = "id, chat, path, draft, manifest, refusal";
@@ -72,7 +76,8 @@ impl Store {
 
     /// Files that are on their way or were refused, in the order in which they were put in.
     pub(crate) fn uploads(&self) -> Result<Vec<UploadRow>, Error> {
-        let mut query = self.db.prepare_cached(&format!("SELECT {COLUMNS} FROM uploads ORDER BY local"))?;
+        let sql = format!("SELECT {COLUMNS} FROM uploads WHERE finished = 0 ORDER BY local");
+        let mut query = self.db.prepare_cached(&sql)?;
         let rows = query.query_map([], columns)?.collect::<Result<Vec<_>, _>>()?;
         rows.into_iter().map(|row| self.upload_row(row)).collect()
     }
@@ -104,15 +109,36 @@ impl Store {
 
     /// A file is not to be sent after all. False if it is on its way as a message already, or not known.
     pub(crate) fn cancel_upload(&self, id: MessageId) -> Result<bool, Error> {
-        Ok(self.db.execute("DELETE FROM uploads WHERE id = ?1", [id.0.as_bytes()])? > 0)
+        Ok(self.db.execute("DELETE FROM uploads WHERE id = ?1 AND finished = 0", [id.0.as_bytes()])? > 0)
     }
 
     /// A file is uploaded: its message is numbered, and waits to be sent. Nothing happens if it was taken back.
     pub(crate) fn finish_upload(&mut self, id: MessageId, chat: &ChatId, outgoing: &Outgoing) -> Result<(), Error> {
         let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        if txn.execute("DELETE FROM uploads WHERE id = ?1", [id.0.as_bytes()])? > 0 {
+        let sql = "UPDATE uploads SET finished = 1 WHERE id = ?1 AND finished = 0";
+        if txn.execute(sql, [id.0.as_bytes()])? > 0 {
             put_numbered(&txn, &chat.to_string(), &[(id, outgoing)])?;
         }
         Ok(txn.commit()?)
     }
+
+    /// The home does not have the file of a message: it is uploaded again, and the message gets another number then. False
+    /// if nothing is known of the file any more, or that was tried often.
+    pub(crate) fn upload_again(&mut self, id: MessageId) -> Result<bool, Error> {
+        let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let sql = "UPDATE uploads SET finished = 0, again = again + 1 WHERE id = ?1 AND finished = 1 AND again < ?2";
+        let known = txn.execute(sql, params![id.0.as_bytes(), AGAIN])? > 0;
+        if known {
+            txn.execute("DELETE FROM outbox WHERE id = ?1 AND state < 2", [id.0.as_bytes()])?;
+        }
+        txn.commit()?;
+        Ok(known)
+    }
+}
+
+/// Forgets files whose messages are not in the outbox any more.
+pub(super) fn forget_finished(txn: &Connection) -> Result<(), Error> {
+    let sql = "DELETE FROM uploads WHERE finished = 1 AND id NOT IN (SELECT id FROM outbox)";
+    txn.prepare_cached(sql)?.execute([])?;
+    Ok(())
 }

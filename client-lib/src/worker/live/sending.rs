@@ -109,6 +109,11 @@ impl Live {
             }
             return Ok(None);
         }
+        if refusal.code == Code::NoSuchBlob && worker.inner.store().upload_again(id)? {
+            tracing::info!(%chat, "the home has lost an attachment, which is uploaded again");
+            self.room = true;
+            return Ok(None);
+        }
         worker.inner.store().set_refused(id, &refusal)?;
         worker.inner.changed();
         if refusal.code == Code::AlreadyExists {
