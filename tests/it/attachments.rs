@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::folder::AuthorityDir;
 use godwit_client::{
-    Attachment, Change, ChatId, Client, Code, Content, Error, Event, Member, MessageState, NewAttachment, Progress,
-    Role, Seq, Title,
+    Attachment, Change, ChatId, Client, ClientOptions, Code, Content, Error, Event, Member, MessageState,
+    NewAttachment, Progress, Role, Seq, Title,
 };
 use godwit_tests::cluster::{Cluster, until};
 use godwit_tests::lab::{self, Lab, PATIENCE};
@@ -17,6 +17,7 @@ use godwit_wire::Clock;
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
 use godwit_wire::codec::{self, FrameReader};
 use godwit_wire::frame::{BlobState, Reply, Request};
+use quinn::{RecvStream, SendStream};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -232,12 +233,8 @@ fn manifest(size_bytes: u64, byte: u8) -> Result<(Manifest, Vec<Vec<u8>>)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
     let lab = Lab::start().await?;
-    let wire = lab.session("alice@eu/phone").await?;
-    lab.enrol("bob@eu/phone").await?;
-    let chat = ChatId::direct(&"alice@eu".parse()?, &"bob@eu".parse()?);
+    let (wire, chat) = alone(&lab).await?;
     let mut lane = wire.lane().await?;
-    lane.write(&[wire::create_direct(wire::stamp(&chat, 1), "bob@eu")]).await?;
-    ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
 
     let (blob, bytes) = manifest(PART_BYTES + 5, 1)?;
     let named = blob.blob();
@@ -281,6 +278,112 @@ async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
         let reply = wire.ask(&Request::BeginBlob { chat: chat.clone(), blob: bad }).await?;
         ensure!(matches!(refusal(reply)?, Code::Invalid | Code::TooLarge));
     }
+    Ok(())
+}
+
+/// A raw session of alice, who has a direct chat with bob.
+async fn alone(lab: &Lab) -> Result<(Wire, ChatId)> {
+    let wire = lab.session("alice@eu/phone").await?;
+    lab.enrol("bob@eu/phone").await?;
+    let chat = ChatId::direct(&"alice@eu".parse()?, &"bob@eu".parse()?);
+    let mut lane = wire.lane().await?;
+    lane.write(&[wire::create_direct(wire::stamp(&chat, 1), "bob@eu")]).await?;
+    ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
+    Ok((wire, chat))
+}
+
+/// Begins to put a part, and leaves the lane open.
+async fn put_some(wire: &Wire, chat: &ChatId, hash: BlobHash, bytes: &[u8]) -> Result<(SendStream, RecvStream)> {
+    let mut frame = Vec::new();
+    codec::encode_numbered(7, &Request::PutPart { chat: chat.clone(), hash, part: 0 }, &mut frame)?;
+    let (mut send, receive) = wire.connection.open_bi().await?;
+    send.write_all(&frame).await?;
+    send.write_all(bytes).await?;
+    Ok((send, receive))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_breaks_off_leaves_nothing_and_can_come_again() -> Result<()> {
+    let lab = Lab::start().await?;
+    let (wire, chat) = alone(&lab).await?;
+    let (blob, bytes) = manifest(1_000_000, 1)?;
+    let hash = blob.blob().hash;
+    let begin = Request::BeginBlob { chat: chat.clone(), blob };
+    let missing = Reply::BlobState(BlobState::Missing(vec![0]));
+    ensure!(wire.ask(&begin).await? == missing);
+    let spool = lab.path().join("data/blobs/spool");
+    let incoming = || std::fs::read_dir(&spool).map_or(0, Iterator::count);
+    for cut in [0, 1, 65_536, 500_000, 999_999, 1_000_000] {
+        let (mut send, _receive) = put_some(&wire, &chat, hash, &bytes[0][..cut]).await?;
+        until("the part to come in", || incoming() == 1).await?;
+        send.reset(0u32.into())?;
+        until("what came of it to go", || incoming() == 0).await?;
+        ensure!(wire.ask(&begin).await? == missing, "cut after {cut}");
+    }
+    let other = lab.session("carol@eu/phone").await?;
+    let own = ChatId::direct(&"carol@eu".parse()?, &"bob@eu".parse()?);
+    let mut lane = other.lane().await?;
+    lane.write(&[wire::create_direct(wire::stamp(&own, 1), "bob@eu")]).await?;
+    lane.reply().await?;
+    let Request::BeginBlob { blob, .. } = begin.clone() else { bail!("as it was made") };
+    other.ask(&Request::BeginBlob { chat: own.clone(), blob }).await?;
+    let _open = put_some(&other, &own, hash, &bytes[0][..700_000]).await?;
+    until("the part to come in", || incoming() == 1).await?;
+    other.connection.close(0u32.into(), b"");
+    until("what came of it to go", || incoming() == 0).await?;
+    ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Stored));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_has_few_files_on_their_way_and_a_region_only_what_it_has_room_for() -> Result<()> {
+    let lab = Lab::with(&[("attachments.per_device", "2"), ("attachments.space", "1500KiB")]).await?;
+    let (wire, chat) = alone(&lab).await?;
+    let (blob, bytes) = manifest(1_000_000, 1)?;
+    let hash = blob.blob().hash;
+    wire.ask(&Request::BeginBlob { chat: chat.clone(), blob }).await?;
+    let spool = lab.path().join("data/blobs/spool");
+    let mut open = Vec::new();
+    for n in 1..=2 {
+        open.push(put_some(&wire, &chat, hash, &bytes[0][..10]).await?);
+        until("the part to come in", || std::fs::read_dir(&spool).map_or(0, Iterator::count) == n).await?;
+    }
+    ensure!(refusal(put(&wire, &chat, hash, 0, &bytes[0]).await?)? == Code::RateLimited);
+    drop(open);
+    until("the lanes to end", || std::fs::read_dir(&spool).map_or(0, Iterator::count) == 0).await?;
+    ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
+    let (more, _) = manifest(600_000, 2)?;
+    match wire.ask(&Request::BeginBlob { chat, blob: more }).await? {
+        Reply::Refused(refusal) => {
+            ensure!(refusal.code == Code::Unavailable && refusal.explanation.contains("the region's attachments"));
+            ensure!(refusal.retry_after().is_some(), "there may be room later");
+        }
+        other => bail!("{other:?}"),
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_changed_where_it_is_stored_is_refused_by_the_receiver() -> Result<()> {
+    let lab = Lab::start().await?;
+    let alice = lab.client("alice@eu/phone").await?;
+    let bob = lab.client("bob@eu/phone").await?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    sent(&alice, &chat, new(&file(lab.path(), "walk.mp4", 300_000)?, "")).await?;
+    let (chat, seq, _) = received(&bob).await?;
+    let stored = stored_files(&lab.path().join("data/blobs"))?;
+    let [stored] = stored.as_slice() else { bail!("{stored:?}") };
+    let mut bytes = std::fs::read(stored)?;
+    bytes[200_000] ^= 1;
+    std::fs::write(stored, bytes)?;
+    let to = lab.path().join("got");
+    let damaged = bob.fetch_attachment(&chat, seq, &to, &Progress::default()).await;
+    ensure!(matches!(&damaged, Err(Error::Invalid(why)) if why.contains("chunk 3")), "{damaged:?}");
+    ensure!(!to.exists());
+    ensure!(bob.read_attachment(&chat, seq, 0..100_000).await?.len() == 100_000, "what is right can be had");
+    let damaged = bob.read_attachment(&chat, seq, 190_000..210_000).await;
+    ensure!(matches!(damaged, Err(Error::Invalid(_))), "{damaged:?}");
     Ok(())
 }
 
@@ -510,4 +613,67 @@ async fn killed_relays_and_apps_go_on_with_a_bucket() -> Result<()> {
         ("AWS_SECRET_ACCESS_KEY", seaweed::SECRET_KEY),
     ])
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_killed_removes_what_it_should_and_nothing_else() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let settings = [("GODWIT_ATTACHMENTS__GRACE", "1s")];
+    let mut relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], &settings).await?;
+    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
+    let enrol = async |name: &str| -> Result<Client> {
+        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
+        let home = folder.path().join(name);
+        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], home.clone()).await?;
+        let client = Client::open(ClientOptions::new(home))?;
+        client.wait_synced(PATIENCE).await?;
+        Ok(client)
+    };
+    let (alice, bob) = (enrol("alice").await?, enrol("bob").await?);
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let path = file(folder.path(), "kept", 100_000)?;
+    let kept = sent(&alice, &chat, new(&path, "")).await?;
+    for n in 0..20 {
+        let gone = sent(&alice, &chat, new(&file(folder.path(), &format!("gone-{n}"), 100_000 + n)?, "")).await?;
+        alice.redact(&chat, gone)?;
+    }
+    let blobs = folder.path().join("data").join("eu/eu-1").join("blobs");
+    for _ in 0..6 {
+        // At whatever it does then.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(200..900))).await;
+        relays.kill_and_start(0).await?;
+    }
+    until("all but one to be collected", || stored_files(&blobs).is_ok_and(|files| files.len() == 1)).await?;
+    ensure!(fetched(&bob, &chat, kept, &folder.path().join("got")).await? == std::fs::read(&path)?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_down_holds_up_files_and_no_messages() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let settings = [
+        ("GODWIT_ATTACHMENTS__STORE", "s3"),
+        ("GODWIT_S3__BUCKET", "nowhere"),
+        ("GODWIT_S3__REGION", "us-east-1"),
+        ("GODWIT_S3__ENDPOINT", "http://127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "none"),
+        ("AWS_SECRET_ACCESS_KEY", "none"),
+    ];
+    let relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], &settings).await?;
+    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
+    let home = folder.path().join("alice");
+    for (name, home) in [("alice", home.clone()), ("bob", folder.path().join("bob"))] {
+        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
+        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], home).await?;
+    }
+    let alice = Client::open(ClientOptions::new(home))?;
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    let attached = alice.attach(&chat, new(&file(folder.path(), "walk.mp4", 100_000)?, ""))?;
+    let failed = || relays.metric(0, "godwit_blob_faults_total").is_ok_and(|faults| faults > 0.5);
+    until("the bucket to be missed", failed).await?;
+    let text = alice.send(&chat, Content::text("it takes a while"))?;
+    alice.wait_for(text, MessageState::Sent, PATIENCE).await?;
+    let waits = alice.message_state(attached)?.context("known")?;
+    ensure!(waits.state == MessageState::Pending && alice.uploads()?.iter().all(|upload| upload.refusal.is_none()));
+    Ok(())
 }

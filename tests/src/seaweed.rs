@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_mins(3);
 pub const ACCESS_KEY: &str = "tests";
 pub const SECRET_KEY: &str = "tests-secret";
 const REGION: &str = "us-east-1";
+const BUCKET: &str = "tests";
 
 static SERVER: OnceCell<String> = OnceCell::const_new();
 
@@ -37,8 +38,8 @@ async fn start() -> Result<String> {
         // Listening is not yet storing.
         let tried = async {
             // The second time it is there already.
-            let _ = client.create_bucket().bucket("ready").send().await;
-            client.put_object().bucket("ready").key("ready").body(vec![1].into()).send().await
+            let _ = client.create_bucket().bucket(BUCKET).send().await;
+            client.put_object().bucket(BUCKET).key("ready").body(vec![1].into()).send().await
         };
         match tried.await {
             Ok(_) => return Ok(endpoint),
@@ -56,15 +57,14 @@ pub fn client(endpoint: &str, secret: &str) -> Client {
     Client::from_conf(config.build())
 }
 
-/// A new bucket.
-pub async fn bucket(name: &str) -> Result<Bucket> {
-    let endpoint = endpoint().await?;
-    client(endpoint, SECRET_KEY).create_bucket().bucket(name).send().await?;
+/// A part of the server's bucket that nobody else uses. A bucket for each test would take volumes of its own, of which the
+/// server has few.
+pub async fn bucket(prefix: &str) -> Result<Bucket> {
     Ok(Bucket {
-        name: name.to_owned(),
-        prefix: "eu/".to_owned(),
+        name: BUCKET.to_owned(),
+        prefix: format!("{prefix}/"),
         region: Some(REGION.to_owned()),
-        endpoint: Some(endpoint.to_owned()),
+        endpoint: Some(endpoint().await?.to_owned()),
         path_style: true,
     })
 }
