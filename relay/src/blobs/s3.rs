@@ -108,6 +108,19 @@ impl S3 {
         Self { client, bucket }
     }
 
+    /// Makes the bucket, unless it is there.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn make_bucket(&self) -> Result<(), BlobFault> {
+        match self.client.create_bucket().bucket(&self.bucket.name).send().await {
+            Err(error) if !error.code().is_some_and(|code| code.starts_with("BucketAlready")) => {
+                Err(BlobFault::Store(DisplayErrorContext(&error).to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn key(&self, hash: BlobHash) -> String {
         format!("{}{hash}", self.bucket.prefix)
     }

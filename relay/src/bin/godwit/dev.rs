@@ -1,5 +1,6 @@
 //! `godwit dev`: one relay with its own authority, ready to try; or a cluster of them, each a process of its own.
 
+mod blobs;
 mod cluster;
 
 use crate::fault::{Fault, print};
@@ -34,6 +35,11 @@ pub(crate) struct Args {
     /// Regions with commas between them.
     #[arg(long, value_delimiter = ',')]
     regions: Vec<RegionId>,
+    /// Where attachments are kept. `s3`: in the bucket `godwit-dev` of the server at --s3-endpoint, which is made.
+    #[arg(long, value_enum, default_value = "files")]
+    blobs: blobs::Kind,
+    #[arg(long, default_value = "http://127.0.0.1:8333")]
+    s3_endpoint: String,
 }
 
 /// A relay's folder with certificates that are good for a while.
@@ -52,13 +58,17 @@ fn certificates(authority: &AuthorityDir, relay: &RelayId) -> Result<RelayDir, F
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Fault> {
+    blobs::prepare(&args).await?;
     let authority = AuthorityDir::new(args.data.join("certs"));
     if args.relays > 1 || !args.regions.is_empty() {
         return cluster::run(&args, &authority).await;
     }
     let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
     let certs = certificates(&authority, &relay)?;
+    let (attachments, s3) = blobs::sections(&args, &args.region);
     let config = Config {
+        attachments,
+        s3,
         listen: args.listen,
         admin: args.admin,
         certs: certs.path().to_owned(),

@@ -3,13 +3,16 @@
 use super::people::{Device, Tally, same_history};
 use super::{PATIENCE, Step, log, until};
 use crate::child::{RelayChild, again};
-use anyhow::{Context, Result};
-use godwit_client::{Change, Content, Member, MessageState, Role, Title};
+use anyhow::{Context, Result, ensure};
+use godwit_client::{Change, ChatId, Content, Member, MessageState, NewAttachment, Progress, Role, Title};
 use std::path::Path;
 
 const REGION: &str = "eu";
 const OFFLINE_MESSAGES: u64 = 100;
 const CRASH_MESSAGES: u64 = 300;
+const FILM_BYTES: usize = 50_000_000;
+/// So much of it is on its way when the relay is killed.
+const CUT_BYTES: u64 = 20_000_000;
 
 async fn start(folder: &Path, listen: &str) -> Result<RelayChild> {
     let mut command = again()?;
@@ -87,12 +90,14 @@ pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
     step.done("kill -9 of the relay in the middle of sending");
 
     let step = Step::begin();
-    let mut relay = start(folder, &relay.quic).await?;
+    let relay = start(folder, &relay.quic).await?;
     step.done("the relay is back on its store");
 
     let step = Step::begin();
     tally.settle(&[&laptop, &bob, &carol]).await?;
     step.done(format!("all {CRASH_MESSAGES} are with everybody, each once and in order"));
+
+    let mut relay = film(folder, tally, relay, &group, &phone, &[&laptop, &bob, &carol]).await?;
 
     let step = Step::begin();
     let change = Change::Title(Title::parse("long walks")?);
@@ -110,4 +115,44 @@ pub(super) async fn act(folder: &Path, tally: &mut Tally) -> Result<()> {
         device.go_offline().await;
     }
     relay.kill().await
+}
+
+/// A file of 50 MB whose upload is cut in the middle.
+async fn film(
+    folder: &Path,
+    tally: &mut Tally,
+    mut relay: RelayChild,
+    group: &ChatId,
+    phone: &Device,
+    others: &[&Device],
+) -> Result<RelayChild> {
+    let step = Step::begin();
+    let (path, got) = (folder.join("film.mp4"), folder.join("film-received.mp4"));
+    let mut rng = fastrand::Rng::with_seed(1);
+    std::fs::write(&path, std::iter::repeat_with(|| rng.u8(..)).take(FILM_BYTES).collect::<Vec<u8>>())?;
+    let film = NewAttachment { path: path.clone(), caption: "the walk".to_owned(), ..NewAttachment::default() };
+    let sent = phone.client().attach(group, film)?;
+    let done = || phone.client().uploads().map_or(0, |all| all.iter().map(|upload| upload.done_bytes).sum());
+    until("a part of the film to be uploaded", || done() > CUT_BYTES).await?;
+    relay.kill().await?;
+    step.done(format!("kill -9 of the relay after {} of the 50 MB of a film", megabytes(done())));
+
+    let step = Step::begin();
+    let relay = start(folder, &relay.quic).await?;
+    let seq =
+        phone.client().wait_for(sent, MessageState::Sent, PATIENCE).await?.seq.context("a sent film has a seq")?;
+    tally.expect(group, 1, others);
+    tally.settle(others).await?;
+    step.done("the relay is back, the upload went on, and everybody has the message");
+
+    let step = Step::begin();
+    let receiver = others.last().context("somebody to receive it")?.client();
+    receiver.fetch_attachment(group, seq, &got, &Progress::default()).await?;
+    ensure!(std::fs::read(&got)? == std::fs::read(&path)?, "the film is not what it was");
+    step.done("the film is with carol, byte for byte");
+    Ok(relay)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes / 1_000_000)
 }

@@ -56,6 +56,7 @@ pub(super) async fn run(args: &Args, authority: &AuthorityDir) -> Result<(), Fau
         let join: Vec<&str> = members.iter().map(|member| member.relay.quic.as_str()).collect();
         let place = Place { id: &id, role, listen: &listen, admin: &admin, certs, data, join: &join };
         let mut command = place.command()?;
+        command.envs(super::blobs::environment(args, &id.region()));
         // Ctrl-C is for this process, which ends the relays in order.
         command.process_group(0);
         let relay = RelayChild::start(command).await.with_context(|| id.to_string())?;
