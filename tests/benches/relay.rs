@@ -5,9 +5,11 @@
 //! cargo bench --package godwit-tests --bench relay -- chat --window 64
 //! cargo bench --package godwit-tests --bench relay -- chat --window 1 --edge    # senders one hop away
 //! cargo bench --package godwit-tests --bench relay -- drain
+//! cargo bench --package godwit-tests --bench relay -- files                     # messages beside large uploads
 //! ```
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use clap::{Parser, Subcommand};
 use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
@@ -15,11 +17,13 @@ use godwit_certs::folder::{AuthorityDir, read_certificate};
 use godwit_certs::tls::{self, Crypto};
 use godwit_tests::process::{self, RelayProcess, commands};
 use godwit_tests::wire::{self, Wire, create_direct, message, stamp};
+use godwit_wire::blob::{Manifest, PART_BYTES};
 use godwit_wire::codec::{self, Decoded, FrameReader};
 use godwit_wire::frame::{Ack, Event, Reply, Request};
 use godwit_wire::{ChatId, Clock, DeviceId, Seq, UnixMillis};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -55,6 +59,18 @@ enum Scenario {
         #[arg(long)]
         edge: bool,
     },
+    /// Pairs of users who say something now and then, first alone, then beside devices that upload all the time.
+    Files {
+        #[arg(long, default_value_t = 10)]
+        pairs: usize,
+        #[arg(long, default_value_t = 8)]
+        uploads: usize,
+        /// Between two messages of a pair, in milliseconds.
+        #[arg(long, default_value_t = 20)]
+        pause: u64,
+        #[arg(long, default_value_t = 5.0)]
+        secs: f64,
+    },
     /// A backlog for a device that is away, then the time until it has all of it.
     Drain {
         #[arg(long, default_value_t = 10_000)]
@@ -71,6 +87,9 @@ fn main() -> Result<()> {
             Scenario::Chat { pairs, window, body, warm, secs, edge } => {
                 let times = (Duration::from_secs_f64(warm), Duration::from_secs_f64(secs));
                 chat(pairs, window, body, times, edge).await?
+            }
+            Scenario::Files { pairs, uploads, pause, secs } => {
+                files(pairs, uploads, Duration::from_millis(pause), Duration::from_secs_f64(secs)).await?
             }
             Scenario::Drain { count } => drain(count).await?,
         };
@@ -172,7 +191,8 @@ async fn start(
     let text = format!(
         "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nlog = \"warn\"\ncerts = \"{}\"\ndata = \"{}\"\n[limits]\n\
          sends_per_second = 1000000\nsends_burst = 1000000\nbytes_per_second = \"1 GiB\"\nbytes_burst = \"1 GiB\"\n\
-         requests_per_second = 1000000\nrequests_burst = 1000000\n[cluster]\n{cluster}\n",
+         requests_per_second = 1000000\nrequests_burst = 1000000\n[attachments]\nper_user = \"1024 GiB\"\n\
+         per_user_daily = \"1024 GiB\"\n[cluster]\n{cluster}\n",
         certs.path().display(),
         folder.join(name).display(),
     );
@@ -204,6 +224,8 @@ struct Flow {
     sender: Wire,
     receiver: Wire,
     chat: ChatId,
+    /// Between two messages.
+    pause: Duration,
 }
 
 fn micros(time: Duration) -> u32 {
@@ -212,7 +234,8 @@ fn micros(time: Duration) -> u32 {
 
 /// Keeps `window` messages open. Gives what each took from sending to receipt, in microseconds.
 async fn drive(flow: Flow, window: u64, body: usize, run: Arc<Run>) -> Result<Vec<u32>> {
-    let Flow { sender, receiver, chat } = flow;
+    let Flow { sender, receiver, chat, pause } = flow;
+    let mut next = tokio::time::Instant::now();
     let body = vec![b'x'; body];
     let (mut send, mut replies) = sender.connection.open_bi().await?;
     let (mut acks, mut ack_replies) = receiver.connection.open_bi().await?;
@@ -231,7 +254,10 @@ async fn drive(flow: Flow, window: u64, body: usize, run: Arc<Run>) -> Result<Ve
             return Ok(latencies);
         }
         frames.clear();
-        while !stopping && sent - closed < window.max(1) {
+        while !stopping && sent - closed < window.max(1) && tokio::time::Instant::now() >= next {
+            if !pause.is_zero() {
+                next = tokio::time::Instant::now() + pause;
+            }
             sent += 1;
             let mut stamp = stamp(&chat, sent);
             stamp.oldest = taken + 1;
@@ -277,10 +303,38 @@ async fn drive(flow: Flow, window: u64, body: usize, run: Arc<Run>) -> Result<Ve
                     acks.write_all(&frames).await?;
                 }
             }
+            () = tokio::time::sleep_until(next), if !stopping && sent == closed => {}
             // Read, so that flow control goes on.
             chunk = ack_replies.read_chunk(64 << 10, true) => drop(chunk?),
         }
     }
+}
+
+/// Starts pairs of users in chats of their own.
+async fn flows(
+    place: &Place,
+    pairs: usize,
+    window: u64,
+    body: usize,
+    pause: Duration,
+    run: &Arc<Run>,
+    names: &str,
+) -> Result<JoinSet<Result<Vec<u32>>>> {
+    let mut flows = JoinSet::new();
+    for i in 0..pairs {
+        let sender = place.session(&format!("s{names}{i}@eu/d")).await?;
+        let credential = place.enrol(&format!("r{names}{i}@eu/d").parse()?).await?;
+        let config = tls::client(&Crypto::system(), &place.root, Some(credential), godwit_wire::ALPN_DEVICE)?;
+        let connection = wire::dial(place.address, config).await?;
+        // Its events are read by the flow itself.
+        let receiver = Wire::hello_only(connection).await?;
+        let chat = ChatId::direct(&format!("s{names}{i}@eu").parse()?, &format!("r{names}{i}@eu").parse()?);
+        let reply = sender.ask(&create_direct(stamp(&chat, 1), &format!("r{names}{i}@eu"))).await?;
+        ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+        let flow = Flow { sender, receiver, chat, pause };
+        flows.spawn(drive(flow, window, body, run.clone()));
+    }
+    Ok(flows)
 }
 
 async fn chat(
@@ -293,20 +347,7 @@ async fn chat(
     let place = Place::new().await?;
     let place = if edge { place.with_edge().await? } else { place };
     let run = Arc::new(Run::default());
-    let mut flows = JoinSet::new();
-    for i in 0..pairs {
-        let sender = place.session(&format!("s{i}@eu/d")).await?;
-        let credential = place.enrol(&format!("r{i}@eu/d").parse()?).await?;
-        let config = tls::client(&Crypto::system(), &place.root, Some(credential), godwit_wire::ALPN_DEVICE)?;
-        let connection = wire::dial(place.address, config).await?;
-        // Its events are read by the flow itself.
-        let receiver = Wire::hello_only(connection).await?;
-        let chat = ChatId::direct(&format!("s{i}@eu").parse()?, &format!("r{i}@eu").parse()?);
-        let reply = sender.ask(&create_direct(stamp(&chat, 1), &format!("r{i}@eu"))).await?;
-        ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
-        let flow = Flow { sender, receiver, chat };
-        flows.spawn(drive(flow, window, body, run.clone()));
-    }
+    let mut flows = flows(&place, pairs, window, body, Duration::ZERO, &run, "").await?;
     tokio::time::sleep(warm).await;
     let (begun, cpu, own) = (Instant::now(), place.server_cpu(), cpu_seconds("/proc/self/stat"));
     let edge_cpu = place.edge_cpu();
@@ -343,6 +384,84 @@ async fn chat(
         "server_cores": round(cpu / elapsed), "client_cores": round(own / elapsed),
         "server_rss_mib_from_to": memory,
         "inbox_rows": inbox_rows,
+    }))
+}
+
+/// Brings the same part again and again, as parts of one blob after another. Counts the bytes that were stored.
+async fn upload(wire: Wire, user: String, sizes: u64, stored: Arc<AtomicU64>) -> Result<()> {
+    const PARTS: usize = 64;
+    let part = Bytes::from(vec![7; usize::try_from(PART_BYTES)?]);
+    let digest: [u8; 32] = Sha256::digest(&part).into();
+    let chat = ChatId::direct(&user.parse()?, &"r0-0@eu".parse()?);
+    let reply = wire.ask(&create_direct(stamp(&chat, 1), "r0-0@eu")).await?;
+    ensure!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+    for round in 0u64.. {
+        // The last part makes each blob another.
+        let last = vec![1; usize::try_from(sizes + 1000 * round + 1)?];
+        let mut digests = vec![digest; PARTS];
+        digests.push(Sha256::digest(&last).into());
+        let blob = Manifest { size_bytes: PARTS as u64 * PART_BYTES + last.len() as u64, digests };
+        let hash = blob.blob().hash;
+        let reply = wire.ask(&Request::BeginBlob { chat: chat.clone(), blob }).await?;
+        ensure!(matches!(reply, Reply::BlobState(_)), "{reply:?}");
+        for n in 0..u32::try_from(PARTS)? {
+            let (mut send, mut receive) = wire.connection.open_bi().await?;
+            send.set_priority(-1)?;
+            let mut frame = Vec::new();
+            codec::encode_numbered(0, &Request::PutPart { chat: chat.clone(), hash, part: n }, &mut frame)?;
+            send.write_all(&frame).await?;
+            send.write_chunk(part.clone()).await?;
+            send.finish()?;
+            receive.read_to_end(1 << 10).await?;
+            stored.fetch_add(PART_BYTES, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+async fn files(pairs: usize, uploads: usize, pause: Duration, time: Duration) -> Result<serde_json::Value> {
+    let place = Place::new().await?;
+    let run = Arc::new(Run::default());
+    let stored = Arc::new(AtomicU64::new(0));
+    let mut uploading = JoinSet::new();
+    let mut quantiles = Vec::new();
+    let mut memory = Vec::new();
+    for beside in [0, uploads] {
+        // Pairs of their own, so that both begin alike.
+        run.stop.store(false, Ordering::Relaxed);
+        let mut flows = flows(&place, pairs, 1, 200, pause, &run, &format!("{beside}-")).await?;
+        for i in 0..beside {
+            let user = format!("u{i}@eu");
+            let wire = place.session(&format!("{user}/d")).await?;
+            uploading.spawn(upload(wire, user, 100 * i as u64, stored.clone()));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = stored.load(Ordering::Relaxed);
+        run.measuring.store(true, Ordering::Relaxed);
+        tokio::time::sleep(time).await;
+        run.measuring.store(false, Ordering::Relaxed);
+        run.stop.store(true, Ordering::Relaxed);
+        let moved = stored.load(Ordering::Relaxed) - before;
+        memory.push(place.server_memory_mib().round());
+        let mut latencies = Vec::new();
+        while let Some(flow) = flows.join_next().await {
+            latencies.extend(flow??);
+        }
+        latencies.sort_unstable();
+        let quantile = |q: usize| latencies.get(latencies.len() * q / 100).copied();
+        quantiles.push((latencies.len(), quantile(50), quantile(99), moved));
+        if let Some(ended) = uploading.try_join_next() {
+            ended??;
+        }
+    }
+    uploading.shutdown().await;
+    let (alone, beside) = (quantiles[0], quantiles[1]);
+    #[expect(clippy::cast_precision_loss, reason = "megabytes")]
+    let rate = beside.3 as f64 / 1e6 / time.as_secs_f64();
+    Ok(json!({
+        "scenario": "files", "pairs": pairs, "uploads": uploads, "messages": [alone.0, beside.0],
+        "p50_us_alone_beside": [alone.1, beside.1], "p99_us_alone_beside": [alone.2, beside.2],
+        "upload_mb_per_s": rate.round(), "server_rss_mib": memory,
     }))
 }
 
