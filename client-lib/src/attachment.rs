@@ -47,12 +47,17 @@ impl fmt::Debug for Attachment {
     }
 }
 
+/// Characters that change the direction of what follows: they make `exe.jpg` of `gpj.exe`.
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl Attachment {
     /// The name without what could lead out of a folder, hide the file or confuse a terminal; `attachment` if nothing is
     /// left.
     pub fn file_name(&self) -> String {
         let last = self.name.rsplit(['/', '\\']).next().unwrap_or_default();
-        let plain: String = last.chars().filter(|c| !c.is_control()).collect();
+        let plain: String = last.chars().filter(|c| !c.is_control() && !is_direction(*c)).collect();
         let plain = plain.trim().trim_start_matches('.');
         let end = plain.floor_char_boundary(NAME_BYTES);
         if plain.is_empty() { "attachment".to_owned() } else { plain[..end].to_owned() }
@@ -87,6 +92,7 @@ mod tests {
             ("a/", "attachment"),
             (".profile", "profile"),
             ("\u{1b}[2Jhello", "[2Jhello"),
+            ("walk\u{202e}gpj.exe", "walkgpj.exe"),
         ] {
             assert_eq!(named(name).file_name(), expected, "{name:?}");
         }

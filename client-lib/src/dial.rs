@@ -23,6 +23,8 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// Well under the relay's idle time-out, and under what NATs forget after.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is sent and not acknowledged, at most: how far a file is must not be told too early.
+const SEND_WINDOW: u64 = 4 << 20;
 /// Event lanes that a relay may open.
 const EVENT_LANES: u32 = 16;
 
@@ -88,6 +90,7 @@ fn transport() -> TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit a QUIC time-out")))
         .max_concurrent_uni_streams(VarInt::from_u32(EVENT_LANES))
+        .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     transport

@@ -19,11 +19,23 @@ pub(crate) struct Stamp {
     modified: u64,
 }
 
+/// Opens what is a file. To open a pipe would wait for whoever writes it.
+fn open(path: &Path) -> io::Result<File> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(not_a_file());
+    }
+    File::open(path)
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not a file")
+}
+
 impl Stamp {
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+            return Err(not_a_file());
         }
         let since = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         Ok(Self { size_bytes: meta.len(), modified: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
@@ -31,7 +43,7 @@ impl Stamp {
 
     /// Of the file at `path`, which can be read.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        Self::of(&File::open(path)?)
+        Self::of(&open(path)?)
     }
 }
 
@@ -45,7 +57,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn open(path: &Path, key: &FileKey) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open(path)?;
         let stamp = Stamp::of(&file)?;
         let cipher = Cipher::new(key, stamp.size_bytes);
         Ok(Self { file, stamp, cipher })
@@ -131,6 +143,9 @@ mod tests {
         assert_eq!(source.part(0).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_ne!(Stamp::of(&File::open(&path).unwrap()).unwrap(), before);
         assert_eq!(Source::open(folder.path(), &key()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert_eq!(Source::open(&pipe, &key()).unwrap_err().kind(), io::ErrorKind::InvalidInput, "and does not wait");
         assert_eq!(Source::open(&folder.path().join("none"), &key()).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

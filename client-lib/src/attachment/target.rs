@@ -10,6 +10,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes of the file's name in its passing name: names have 255 in most file systems.
+const NAME_BYTES: usize = 200;
+
 #[derive(Debug)]
 pub(crate) struct Target {
     path: PathBuf,
@@ -27,8 +30,14 @@ impl Target {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file already"));
         }
         let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's name"))?;
-        let short = &hash.to_string()[..16];
-        let passing = path.with_file_name(format!(".{}.{short}.part", name.to_string_lossy()));
+        let (short, name) = (&hash.to_string()[..16], name.to_string_lossy());
+        let name = &name[..name.floor_char_boundary(NAME_BYTES)];
+        let passing = path.with_file_name(format!(".{name}.{short}.part"));
+        // A link would lead to somebody else's file.
+        if passing.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+            let why = format!("{} is in the way, and no file", passing.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
         let file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&passing)?;
         Ok(Self { path: path.to_owned(), passing, file })
     }
@@ -74,5 +83,42 @@ impl Target {
             Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
             _ => File::open(".")?.sync_all(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: BlobHash = BlobHash([7; 32]);
+
+    #[test]
+    fn what_is_in_the_way_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (to, victim) = (folder.path().join("got"), folder.path().join("victim"));
+        std::fs::write(&victim, "theirs").unwrap();
+        let passing = Target::open(&to, HASH).unwrap().passing;
+        std::fs::remove_file(&passing).unwrap();
+        std::os::unix::fs::symlink(&victim, &passing).unwrap();
+        assert_eq!(Target::open(&to, HASH).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        std::fs::remove_file(&passing).unwrap();
+        // Somebody else's file comes while this one is received.
+        let mut target = Target::open(&to, HASH).unwrap();
+        target.append(b"ours").unwrap();
+        std::fs::write(&to, "theirs").unwrap();
+        assert_eq!(target.finish().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "theirs");
+        assert_eq!(std::fs::read_to_string(&passing).unwrap(), "ours", "what was received stays");
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "theirs");
+    }
+
+    #[test]
+    fn a_name_may_be_as_long_as_the_file_system_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("ä".repeat(127));
+        let mut target = Target::open(&to, HASH).unwrap();
+        target.append(b"ours").unwrap();
+        target.finish().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

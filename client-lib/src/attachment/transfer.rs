@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 /// Parts of one file that are on their way at the same time.
 const PARTS: usize = 2;
-/// How long a stream may bring nothing, or take nothing.
+/// How long a stream may bring nothing.
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes written at a time.
 const WRITE_BYTES: usize = 128 << 10;
@@ -66,12 +66,12 @@ async fn in_time<T>(what: impl Future<Output = Result<T, Error>>) -> Result<T, E
     tokio::time::timeout(IDLE, what).await.map_err(|_| unreachable("an attachment does not move"))?
 }
 
-/// Opens a stream with its request.
-async fn open(connection: &Connection, request: &Request) -> Result<(SendStream, RecvStream), Error> {
+/// Opens a stream with its request. It gives way to all that are not of files, and to those of files that are `before` it.
+async fn open(connection: &Connection, request: &Request, before: i32) -> Result<(SendStream, RecvStream), Error> {
     let opening = async {
         let (mut send, receive) = connection.open_bi().await.map_err(unreachable)?;
         // It fails only if the stream has ended.
-        let _ = send.set_priority(-1);
+        let _ = send.set_priority(-1 - before);
         let mut frame = Vec::new();
         codec::encode_numbered(0, request, &mut frame).map_err(|error| Error::Invalid(error.to_string()))?;
         send.write_all(&frame).await.map_err(unreachable)?;
@@ -118,22 +118,30 @@ impl Upload {
             };
             let missing_bytes: u64 = missing.iter().filter_map(|part| part_bytes(total, *part)).sum();
             progress.set(total.saturating_sub(missing_bytes), total);
-            let (mut parts, mut running) = (missing.into_iter(), JoinSet::new());
+            // A later part has what an earlier one leaves: over a slow network that is nothing, and each is there sooner.
+            let (mut parts, mut running) = ((0..).zip(missing), JoinSet::new());
+            let mut failed = None;
             loop {
-                while running.len() < PARTS
-                    && let Some(part) = parts.next()
+                while failed.is_none()
+                    && running.len() < PARTS
+                    && let Some((before, part)) = parts.next()
                 {
                     let (upload, connection, host) = (self.clone(), connection.clone(), host.clone());
                     let progress = progress.clone();
-                    running.spawn(async move { upload.part(&connection, &host, hash, part, &progress).await });
+                    running
+                        .spawn(async move { upload.part(&connection, &host, hash, (part, before), &progress).await });
                 }
                 match running.join_next().await {
                     None => break,
                     Some(Ok(Ok(Ok(())))) => {}
                     Some(Ok(Ok(Err(Changed)))) => return Ok(Err(Changed)),
-                    Some(Ok(Err(error))) => return Err(error),
-                    Some(Err(error)) => return Err(unreachable(error)),
+                    // The others may still get there.
+                    Some(Ok(Err(error))) => failed = Some(error),
+                    Some(Err(error)) => failed = Some(unreachable(error)),
                 }
+            }
+            if let Some(error) = failed {
+                return Err(error);
             }
         }
     }
@@ -143,7 +151,7 @@ impl Upload {
         connection: &Connection,
         host: &Host,
         hash: BlobHash,
-        part: u32,
+        (part, before): (u32, i32),
         progress: &Progress,
     ) -> Result<Result<(), Changed>, Error> {
         let (path, key, digests) = (self.path.clone(), self.key.clone(), self.manifest.digests.clone());
@@ -160,19 +168,22 @@ impl Upload {
             return Ok(Err(Changed));
         }
         let request = Request::PutPart { chat: self.chat.clone(), hash, part };
-        let (mut send, mut receive) = open(connection, &request).await?;
+        let (mut send, mut receive) = open(connection, &request, before).await?;
         let mut sealed = Bytes::from(sealed);
         while !sealed.is_empty() {
             let piece = sealed.split_to(WRITE_BYTES.min(sealed.len()));
             let bytes = piece.len() as u64;
-            // A relay that has the part already takes no more of it, and says so.
-            if in_time(async { send.write_chunk(piece).await.map_err(unreachable) }).await.is_err() {
+            // It waits for those before it as long as the connection lives. A relay that has the part already takes no more
+            // of it, and says so.
+            if send.write_chunk(piece).await.is_err() {
                 break;
             }
             progress.add(bytes);
         }
         // It fails only if the stream has ended.
         let _ = send.finish();
+        // What is written is not yet there: over a slow network that takes its time.
+        let _ = send.stopped().await;
         match in_time(read_reply(&mut receive, &mut FrameReader::default())).await? {
             Reply::Done => Ok(Ok(())),
             other => Err(refused(other)),
@@ -227,7 +238,7 @@ impl Download {
         let (from, to) = (cipher.sealed_of(first).start, cipher.sealed_of(end - 1).end);
         let (chat, hash) = (self.chat.clone(), self.attachment.blob.hash);
         let request = Request::FetchBlob { chat, seq: self.seq, hash, from, len: to - from, url: false };
-        let (mut send, mut receive) = open(connection, &request).await?;
+        let (mut send, mut receive) = open(connection, &request, 0).await?;
         // It fails only if the stream has ended.
         let _ = send.finish();
         let mut reader = FrameReader::default();

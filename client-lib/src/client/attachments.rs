@@ -138,6 +138,7 @@ impl Client {
         let entry = entries.into_iter().find(|entry| entry.seq == seq).ok_or_else(none)?;
         match entry.what {
             HistoryBody::Message(Content::Attachment(attachment)) => Ok(attachment),
+            HistoryBody::Redacted => Err(Error::Invalid(format!("{chat} #{seq} was erased"))),
             _ => Err(none()),
         }
     }
@@ -173,8 +174,10 @@ impl Client {
         let opened = self.inner.host.blocking(move || Target::open(&to, hash)).await.map_err(io_error(path))?;
         let target = Arc::new(Mutex::new(opened));
         let (mut moved_at, mut best) = (Instant::now(), 0);
+        // Chunks that are there and were checked.
+        let mut good = None;
         loop {
-            let error = match self.fetch_once(&download, &target, path, progress).await {
+            let error = match self.fetch_once(&download, &target, path, progress, &mut good).await {
                 Ok(()) => break,
                 Err(Error::Refused(refusal)) if refusal.code.is_passing() => Error::Refused(refusal),
                 Err(Error::Unreachable(why)) => Error::Unreachable(why),
@@ -202,33 +205,42 @@ impl Client {
         target: &Arc<Mutex<Target>>,
         path: &Path,
         progress: &Progress,
+        good: &mut Option<u64>,
     ) -> Result<(), Error> {
         let connection = self.connection().await?;
         let (key, plain_bytes) = (download.attachment.key.clone(), download.attachment.size_bytes);
-        let here = with(self, target, path, |target| target.len()).await?;
-        let good = if here < PART_CHUNKS * CHUNK_BYTES {
-            with(self, target, path, |target| target.cut(0)).await?;
-            0
+        let chunks = download.cipher()?.chunks();
+        let first = if let Some(good) = *good {
+            good
         } else {
-            let manifest = download.manifest(&connection).await?;
-            with(self, target, path, move |target| target.check(&key, &manifest, plain_bytes)).await?
+            // Of an earlier call: a crash may have left anything.
+            let here = with(self, target, path, |target| target.len()).await?;
+            let parts = if here < PART_CHUNKS * CHUNK_BYTES {
+                0
+            } else {
+                let manifest = download.manifest(&connection).await?;
+                with(self, target, path, move |target| target.check(&key, &manifest, plain_bytes)).await?
+            };
+            (parts * PART_CHUNKS).min(chunks)
         };
-        let cipher = download.cipher()?;
-        let (first, chunks) = (good * PART_CHUNKS, cipher.chunks());
-        progress.set((first * CHUNK_BYTES).min(plain_bytes), plain_bytes);
-        let mut gathered = Vec::new();
         let mut done = (first * CHUNK_BYTES).min(plain_bytes);
+        with(self, target, path, move |target| target.cut(done)).await?;
+        *good = Some(first);
+        progress.set(done, plain_bytes);
+        let (mut gathered, mut count) = (Vec::new(), 0);
         let take = async |plain: Vec<u8>| {
             gathered.extend_from_slice(&plain);
+            count += 1;
             if gathered.len() >= GATHERED_BYTES {
                 let bytes = std::mem::take(&mut gathered);
                 done += bytes.len() as u64;
                 with(self, target, path, move |target| target.append(&bytes)).await?;
+                *good = Some(first + count);
                 progress.set(done, plain_bytes);
             }
             Ok(())
         };
-        download.chunks(&connection, first.min(chunks), chunks, take).await?;
+        download.chunks(&connection, first, chunks, take).await?;
         with(self, target, path, move |target| target.append(&gathered)).await?;
         progress.set(plain_bytes, plain_bytes);
         Ok(())

@@ -1,7 +1,6 @@
 //! What is unsent. A message has its number before [`put`](super::Store::put) returns, and keeps it until its outcome
 //! is known; only the home's `NumberTaken`, or a new enrolment, gives it another.
 
-use super::uploads::forget_finished;
 use super::{Store, fresh_id, int, uint};
 use crate::error::Error;
 use godwit_wire::blob::BlobRef;
@@ -292,11 +291,8 @@ pub(super) fn erase_sent(txn: &Connection, chat: &str, seq: Seq) -> Result<(), E
     Ok(())
 }
 
-/// Drops what was sent long ago: nobody waits for it any more.
-pub(super) fn forget_sent(txn: &Connection, newer_than: i64) -> Result<(), Error> {
+/// Drops what was sent long ago: nobody waits for it any more. True if there was some.
+pub(super) fn forget_sent(txn: &Connection, newer_than: i64) -> Result<bool, Error> {
     let sql = "DELETE FROM outbox WHERE state >= ?1 AND local < ?2";
-    if txn.prepare_cached(sql)?.execute(params![SENT, newer_than])? > 0 {
-        forget_finished(txn)?;
-    }
-    Ok(())
+    Ok(txn.prepare_cached(sql)?.execute(params![SENT, newer_than])? > 0)
 }

@@ -5,6 +5,7 @@ use super::entries::{
     EntryColumns, Orders, decode_entry, entry_columns, load_order, put_entry, put_hole, role_number, seq_of,
 };
 use super::outbox::{Outgoing, erase_sent, forget_sent, set_sent};
+use super::uploads::forget_finished;
 use super::{Store, int, put_event};
 use crate::content::Content;
 use crate::error::Error;
@@ -87,7 +88,10 @@ impl Store {
         let taken = taking.taken;
         let result = result.and_then(|()| {
             let last: Option<i64> = txn.query_row("SELECT max(local) FROM outbox", [], |row| row.get(0))?;
-            forget_sent(&txn, last.unwrap_or(0) - KEEP_SENT)
+            if forget_sent(&txn, last.unwrap_or(0) - KEEP_SENT)? {
+                forget_finished(&txn)?;
+            }
+            Ok(())
         });
         match result.and_then(|()| Ok(txn.commit()?)) {
             Ok(()) => Ok(taken),

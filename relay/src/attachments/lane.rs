@@ -11,8 +11,8 @@ use godwit_wire::frame::{Reply, Request};
 use godwit_wire::{ChatId, Code, Refusal, UserId};
 use std::time::Duration;
 
-/// How long a lane may bring nothing, or take nothing.
-const IDLE: Duration = Duration::from_mins(1);
+/// How long a lane may bring nothing, or take nothing: over a slow network a part waits for the one before it.
+const IDLE: Duration = Duration::from_mins(10);
 /// When a client whose lane broke off should try again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -42,7 +42,7 @@ impl Incoming {
         match self {
             Self::Lane { rest, .. } if !rest.is_empty() => Ok(Some(std::mem::take(rest))),
             Self::Lane { receive, .. } => {
-                let idle = |_| Refusal::retry(Code::Unavailable, AGAIN).explained("nothing came for a minute");
+                let idle = |_| Refusal::retry(Code::Unavailable, AGAIN).explained("nothing came for ten minutes");
                 let read = tokio::time::timeout(IDLE, receive.read()).await.map_err(idle)?;
                 read.map_err(|Gone| broke_off())
             }

@@ -1,6 +1,6 @@
 //! Files in messages: `attach` and `fetch`, with a bar on a terminal.
 
-use crate::verbs::out;
+use crate::print::out;
 use godwit_client::{ChatId, Client, Error, MessageId, MessageState, NewAttachment, Progress, Seq};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -30,7 +30,9 @@ pub(crate) async fn attach(
     caption: String,
     json: bool,
 ) -> Result<(), Error> {
-    let path = std::path::absolute(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+    let io = |source| Error::Io { path: file.clone(), source };
+    std::fs::metadata(&file).map_err(io)?;
+    let path = std::path::absolute(&file).map_err(io)?;
     let mut known = client.uploads()?.into_iter().filter(|upload| upload.chat == *chat && upload.refusal.is_none());
     let id = match known.find(|upload| upload.path == path && upload.caption == caption) {
         Some(upload) => upload.id,

@@ -103,7 +103,7 @@ enum Verb {
     },
     /// Erases a message for everyone.
     Redact { chat: ChatId, seq: Seq },
-    /// Lists what is kept and not sent yet, by chat.
+    /// Lists what is kept and not sent yet, by chat, and files on their way.
     Outbox {
         /// Until all of it is sent.
         #[arg(long)]

@@ -2,11 +2,13 @@
 
 use godwit_client::client::HistoryBody;
 use godwit_client::{
-    Change, Chat, ChatId, ChatKind, ConnectionState, Content, DeviceId, Event, HistoryEntry, Member, Seq, UnixMillis,
+    Change, Chat, ChatId, ChatKind, ConnectionState, Content, DeviceId, Error, Event, HistoryEntry, Member, Seq,
+    UnixMillis,
 };
 use indicatif::DecimalBytes;
 use serde_json::{Value, json};
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 /// RFC 3339, UTC, with milliseconds.
 pub(crate) fn time(at: UnixMillis) -> String {
@@ -20,6 +22,14 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
+}
+
+/// Prints a line.
+///
+/// # Errors
+/// [`Error::Io`]; of kind `BrokenPipe` if nobody reads any more, which ends the command in peace.
+pub(crate) fn out(text: &str) -> Result<(), Error> {
+    line(text).map_err(|source| Error::Io { path: PathBuf::from("standard output"), source })
 }
 
 /// Says something on standard error, if anybody listens.

@@ -2,7 +2,8 @@
 
 use crate::input::input_lines;
 use crate::print;
-use crate::verbs::{created_direct, drained, out as say};
+use crate::print::out as say;
+use crate::verbs::{created_direct, drained};
 use godwit_client::{ChatId, Client, Content, Error, Event, UserId};
 use std::io::ErrorKind;
 use std::path::PathBuf;

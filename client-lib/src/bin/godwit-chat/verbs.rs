@@ -1,7 +1,7 @@
 //! What each verb does.
 
 use crate::input::input_lines;
-use crate::print;
+use crate::print::{self, out};
 use crate::{Args, Verb, Wait, files, talk};
 use godwit_client::{
     ChatId, Client, ClientOptions, Code, Content, EnrolOptions, Error, Event, Host, Member, MessageId, MessageState,
@@ -11,7 +11,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IsTerminal};
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -25,14 +24,6 @@ const FRESHEN: Duration = Duration::from_secs(5);
 const LINES: usize = 256;
 /// Lines on their way before more are read.
 const AHEAD: usize = 4 * LINES;
-
-/// Prints a line.
-///
-/// # Errors
-/// [`Error::Io`]; of kind `BrokenPipe` if nobody reads any more, which ends the command in peace.
-pub(crate) fn out(text: &str) -> Result<(), Error> {
-    print::line(text).map_err(|source| Error::Io { path: PathBuf::from("standard output"), source })
-}
 
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let Args { home, json, verb } = args;
@@ -132,23 +123,39 @@ async fn outbox(client: &Client, wait: bool, json: bool) -> Result<(), Error> {
             format!("{chat}  {count} unsent")
         })?;
     }
+    for upload in client.uploads()? {
+        let (chat, file) = (upload.chat.to_string(), upload.path.display().to_string());
+        let refused = upload.refusal.map(|refusal| refusal.to_string());
+        out(&if json {
+            json!({"chat": chat, "file": file, "refused": refused}).to_string()
+        } else {
+            format!("{chat}  {file}: {}", refused.as_deref().unwrap_or("on its way"))
+        })?;
+    }
     Ok(())
 }
 
 /// Waits until everything is sent or refused, as long as there is progress.
 pub(crate) async fn drained(client: &Client) -> Result<(), Error> {
-    let (mut left, mut since) = (unsent(client)?, Instant::now());
-    while left > 0 {
+    let (mut left, mut since) = (waits(client)?, Instant::now());
+    while left.0 > 0 {
         if since.elapsed() >= PATIENCE {
-            return Err(Error::Unreachable(format!("{left} are unsent; {KEPT}")));
+            return Err(Error::Unreachable(format!("{} are unsent; {KEPT}", left.0)));
         }
         tokio::time::sleep(LOOK).await;
-        let now = unsent(client)?;
-        if now < left {
+        let now = waits(client)?;
+        if now != left {
             (left, since) = (now, Instant::now());
         }
     }
     Ok(())
+}
+
+/// How many messages and files wait, and how many bytes of these are where they should be.
+fn waits(client: &Client) -> Result<(u64, u64), Error> {
+    let uploads: Vec<_> = client.uploads()?.into_iter().filter(|upload| upload.refusal.is_none()).collect();
+    let done = uploads.iter().map(|upload| upload.done_bytes).sum();
+    Ok((unsent(client)? + uploads.len() as u64, done))
 }
 
 /// Makes sure that the device knows the chat.

@@ -151,7 +151,8 @@ fn anew(inner: &Inner, row: &mut UploadRow, stamp: Option<Stamp>) -> Result<(), 
 
 async fn read(inner: &Arc<Inner>, row: &mut UploadRow) -> Result<Manifest, Error> {
     let path = row.path.clone();
-    let gone = |error: std::io::Error| lasting(format!("the file cannot be read: {error}"));
+    let shown = row.path.display().to_string();
+    let gone = |error: std::io::Error| lasting(format!("{shown}: {error}"));
     let stamp = inner.host.blocking(move || Stamp::at(&path)).await.map_err(gone)?;
     if stamp != row.draft.stamp {
         anew(inner, row, Some(stamp))?;
