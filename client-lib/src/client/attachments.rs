@@ -260,7 +260,14 @@ impl Client {
         let request = Request::CopyBlob { chat: chat.clone(), seq, hash: blob.hash, to: to.clone() };
         let deadline = Instant::now() + STALLED;
         loop {
-            let asked = async { one_shot_within(&self.connection().await?, &request, COPY).await };
+            let asked = async {
+                let connection = self.connection().await?;
+                // A chat that is being made is not there yet, and its home would take this device for a stranger.
+                if self.chat(to)?.is_none() {
+                    return Err(Error::Unreachable("the chat is not made yet".to_owned()));
+                }
+                one_shot_within(&connection, &request, COPY).await
+            };
             let wait = match asked.await {
                 Ok(Reply::Done) => break,
                 Ok(Reply::Refused(refusal)) if refusal.code.is_passing() && Instant::now() < deadline => {

@@ -58,11 +58,16 @@ impl Live {
         }
         let now = Instant::now();
         self.uploading.rests.retain(|_, until| now < *until);
-        for row in worker.inner.store().uploads()? {
+        let rows = worker.inner.store().uploads()?;
+        for row in rows {
             if self.uploading.running.len() >= UPLOADS {
                 break;
             }
             let id = row.id;
+            // A chat that is being made is not there yet, and its home would take this device for a stranger.
+            if worker.inner.store().chat(&row.chat)?.is_none() {
+                continue;
+            }
             if row.refusal.is_some() || self.uploading.rests.contains_key(&id) || !self.uploading.running.insert(id) {
                 continue;
             }
