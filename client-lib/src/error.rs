@@ -40,6 +40,17 @@ pub enum Error {
     Closed,
 }
 
+impl Error {
+    /// When what failed can be tried again, if it may pass by itself; `usual` is the wait if it names none.
+    pub(crate) fn again_after(&self, usual: Duration) -> Option<Duration> {
+        match self {
+            Self::Refused(refusal) if refusal.code.is_passing() => Some(refusal.retry_after().unwrap_or(usual)),
+            Self::Unreachable(_) => Some(usual),
+            _ => None,
+        }
+    }
+}
+
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)

@@ -37,6 +37,8 @@ use uuid::Uuid;
 
 /// The number of the schema.
 const SCHEMA: i64 = 4;
+/// What `schema.sql` makes; the steps after it are for new homes too.
+const FIRST_WHOLE: i64 = 3;
 /// How long another process may hold the database.
 const BUSY: Duration = Duration::from_secs(10);
 /// Events that an app has not acknowledged are read so many at a time.
@@ -124,18 +126,19 @@ impl Store {
             let txn = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             // Another process may have been faster.
             let now: i64 = txn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-            if now == 0 {
+            let now = if now == 0 {
                 txn.execute_batch(include_str!("store/schema.sql"))?;
-            }
+                FIRST_WHOLE
+            } else {
+                now
+            };
             let steps = [
                 include_str!("store/schema-2.sql"),
                 include_str!("store/schema-3.sql"),
                 include_str!("store/schema-4.sql"),
             ];
-            for (from, step) in (1..).zip(steps) {
-                if (1..=from).contains(&now) {
-                    txn.execute_batch(step)?;
-                }
+            for (_, step) in (1..).zip(steps).filter(|(from, _)| *from >= now) {
+                txn.execute_batch(step)?;
             }
             txn.pragma_update(None, "user_version", SCHEMA)?;
             txn.commit()?;

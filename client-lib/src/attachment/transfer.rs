@@ -154,19 +154,19 @@ impl Upload {
         (part, before): (u32, i32),
         progress: &Progress,
     ) -> Result<Result<(), Changed>, Error> {
-        let (path, key, digests) = (self.path.clone(), self.key.clone(), self.manifest.digests.clone());
-        let at = self.path.clone();
-        let sealed = host.blocking(move || Source::open(&path, &key)?.part(part.into())).await;
-        let sealed = match sealed {
-            Ok(sealed) => sealed,
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(Changed)),
-            Err(source) => return Err(Error::Io { path: at, source }),
+        let (path, key) = (self.path.clone(), self.key.clone());
+        let digest = usize::try_from(part).ok().and_then(|part| self.manifest.digests.get(part)).copied();
+        let reading = move || {
+            let sealed = Source::open(&path, &key)?.part(part.into())?;
+            let is_it = digest == Some(Digest32::from(Sha256::digest(&sealed)));
+            Ok(is_it.then_some(sealed))
         };
-        if usize::try_from(part).ok().and_then(|part| digests.get(part))
-            != Some(&Digest32::from(Sha256::digest(&sealed)))
-        {
-            return Ok(Err(Changed));
-        }
+        let sealed = match host.blocking(reading).await {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => return Ok(Err(Changed)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(Changed)),
+            Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
+        };
         let request = Request::PutPart { chat: self.chat.clone(), hash, part };
         let (mut send, mut receive) = open(connection, &request, before).await?;
         let mut sealed = Bytes::from(sealed);
@@ -192,11 +192,12 @@ impl Upload {
 }
 
 /// A file of a message, to be had from its chat's home.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Download {
-    pub(crate) chat: ChatId,
-    pub(crate) seq: Seq,
+    chat: ChatId,
+    seq: Seq,
     pub(crate) attachment: Attachment,
+    pub(crate) cipher: Cipher,
 }
 
 fn damaged(Damaged(chunk): Damaged) -> Error {
@@ -204,12 +205,14 @@ fn damaged(Damaged(chunk): Damaged) -> Error {
 }
 
 impl Download {
-    pub(crate) fn cipher(&self) -> Result<Cipher, Error> {
-        let cipher = Cipher::new(&self.attachment.key, self.attachment.size_bytes);
-        if cipher.sealed_bytes() != self.attachment.blob.size_bytes {
+    /// # Errors
+    /// [`Error::Invalid`] if what the message says of the file contradicts itself.
+    pub(crate) fn new(chat: &ChatId, seq: Seq, attachment: Attachment) -> Result<Self, Error> {
+        let cipher = Cipher::new(&attachment.key, attachment.size_bytes);
+        if cipher.sealed_bytes() != attachment.blob.size_bytes {
             return Err(Error::Invalid("the attachment's sizes do not fit each other".to_owned()));
         }
-        Ok(cipher)
+        Ok(Self { chat: chat.clone(), seq, attachment, cipher })
     }
 
     /// What the parts of the file are.
@@ -231,7 +234,7 @@ impl Download {
         end: u64,
         mut take: impl AsyncFnMut(Vec<u8>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let cipher = self.cipher()?;
+        let cipher = &self.cipher;
         if first >= end {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use crate::client::HistoryBody;
 use crate::content::Content;
 use crate::error::Error;
 use crate::session::one_shot_within;
-use crate::store::{Draft, Outgoing};
+use crate::store::{Draft, Outgoing, UploadRow};
 use crate::worker::Job;
 use godwit_seal::{Cipher, FileKey};
 use godwit_wire::blob::{BlobHash, BlobRef, CHUNK_BYTES};
@@ -64,7 +64,7 @@ pub struct Upload {
     pub refusal: Option<Refusal>,
 }
 
-fn limited(field: &str, len: usize, limit: usize) -> Result<(), Error> {
+fn limited(field: &str, len: u64, limit: u64) -> Result<(), Error> {
     if len <= limit {
         return Ok(());
     }
@@ -96,9 +96,9 @@ impl Client {
         if media_type.is_empty() {
             "application/octet-stream".clone_into(&mut media_type);
         }
-        limited("name", name.len(), NAME_BYTES)?;
-        limited("media_type", media_type.len(), MEDIA_TYPE_BYTES)?;
-        limited("preview", preview.len(), PREVIEW_BYTES)?;
+        limited("name", name.len() as u64, NAME_BYTES as u64)?;
+        limited("media_type", media_type.len() as u64, MEDIA_TYPE_BYTES as u64)?;
+        limited("preview", preview.len() as u64, PREVIEW_BYTES as u64)?;
         let key = FileKey(self.inner.host.crypto.random());
         let size_bytes = stamp.size_bytes;
         // What it will be, to see whether it fits a message.
@@ -115,9 +115,10 @@ impl Client {
     /// Files on their way up, and those that were refused, in the order in which they were attached.
     pub fn uploads(&self) -> Result<Vec<Upload>, Error> {
         let rows = self.inner.store().uploads()?;
-        let upload = |row: crate::store::UploadRow| {
-            let (done_bytes, total_bytes) = self.inner.progress(row.id).get();
-            let crate::store::UploadRow { id, chat, path, draft, refusal, .. } = row;
+        let transfers = self.inner.transfers();
+        let upload = |row: UploadRow| {
+            let (done_bytes, total_bytes) = transfers.get(&row.id).map_or((0, 0), Progress::get);
+            let UploadRow { id, chat, path, draft, refusal, .. } = row;
             Upload { id, chat, path, caption: draft.caption, done_bytes, total_bytes, refusal }
         };
         Ok(rows.into_iter().map(upload).collect())
@@ -167,35 +168,29 @@ impl Client {
         path: &Path,
         progress: &Progress,
     ) -> Result<Attachment, Error> {
-        let attachment = self.attachment(chat, seq).await?;
-        let download = Download { chat: chat.clone(), seq, attachment: attachment.clone() };
-        download.cipher()?;
-        let (to, hash) = (path.to_owned(), attachment.blob.hash);
+        let download = Download::new(chat, seq, self.attachment(chat, seq).await?)?;
+        let (to, hash) = (path.to_owned(), download.attachment.blob.hash);
         let opened = self.inner.host.blocking(move || Target::open(&to, hash)).await.map_err(io_error(path))?;
         let target = Arc::new(Mutex::new(opened));
         let (mut moved_at, mut best) = (Instant::now(), 0);
         // Chunks that are there and were checked.
         let mut good = None;
         loop {
-            let error = match self.fetch_once(&download, &target, path, progress, &mut good).await {
-                Ok(()) => break,
-                Err(Error::Refused(refusal)) if refusal.code.is_passing() => Error::Refused(refusal),
-                Err(Error::Unreachable(why)) => Error::Unreachable(why),
-                Err(error) => return Err(error),
-            };
+            let fetched = self.fetch_once(&download, &target, path, progress, &mut good).await;
+            let Err(error) = fetched else { break };
+            let Some(wait) = error.again_after(AGAIN) else { return Err(error) };
             let (done, _) = progress.get();
             if done > best {
                 (moved_at, best) = (Instant::now(), done);
             } else if moved_at.elapsed() > STALLED {
                 return Err(error);
             }
-            let wait = if let Error::Refused(refusal) = &error { refusal.retry_after() } else { None };
-            tokio::time::sleep(wait.unwrap_or(AGAIN)).await;
+            tokio::time::sleep(wait).await;
         }
         let target = Arc::into_inner(target).expect("all that wrote it have ended");
         let target = target.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.inner.host.blocking(move || target.finish()).await.map_err(io_error(path))?;
-        Ok(attachment)
+        Ok(download.attachment)
     }
 
     /// As far as one connection goes.
@@ -209,7 +204,7 @@ impl Client {
     ) -> Result<(), Error> {
         let connection = self.connection().await?;
         let (key, plain_bytes) = (download.attachment.key.clone(), download.attachment.size_bytes);
-        let chunks = download.cipher()?.chunks();
+        let chunks = download.cipher.chunks();
         let first = if let Some(good) = *good {
             good
         } else {
@@ -259,28 +254,31 @@ impl Client {
         let content = godwit_wire::entry::Content(Content::Attachment(attachment).checked()?);
         let request = Request::CopyBlob { chat: chat.clone(), seq, hash: blob.hash, to: to.clone() };
         let deadline = Instant::now() + STALLED;
-        loop {
+        let reply = loop {
             let asked = async {
                 let connection = self.connection().await?;
                 // A chat that is being made is not there yet, and its home would take this device for a stranger.
                 if self.chat(to)?.is_none() {
                     return Err(Error::Unreachable("the chat is not made yet".to_owned()));
                 }
-                one_shot_within(&connection, &request, COPY).await
-            };
-            let wait = match asked.await {
-                Ok(Reply::Done) => break,
-                Ok(Reply::Refused(refusal)) if refusal.code.is_passing() && Instant::now() < deadline => {
-                    refusal.retry_after().unwrap_or(AGAIN)
+                match one_shot_within(&connection, &request, COPY).await? {
+                    Reply::Refused(refusal) => Err(refusal.into()),
+                    reply => Ok(reply),
                 }
-                Ok(Reply::Refused(refusal)) => return Err(refusal.into()),
-                Err(Error::Unreachable(_)) if Instant::now() < deadline => AGAIN,
-                Err(error) => return Err(error),
-                Ok(_) => return Err(Error::Unreachable("the relay answered with something else".to_owned())),
             };
-            tokio::time::sleep(wait).await;
+            let error = match asked.await {
+                Ok(reply) => break reply,
+                Err(error) => error,
+            };
+            match error.again_after(AGAIN).filter(|_| Instant::now() < deadline) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(error),
+            }
+        };
+        match reply {
+            Reply::Done => self.put_one(to, Outgoing::Attach { content, blobs: vec![blob] }),
+            _ => Err(Error::Unreachable("the relay answered with something else".to_owned())),
         }
-        self.put_one(to, Outgoing::Attach { content, blobs: vec![blob] })
     }
 
     /// Bytes in the middle of a message's file, checked; fewer at its end. At most 16 MiB at a time.
@@ -288,16 +286,11 @@ impl Client {
     /// # Errors
     /// As [`Client::fetch_attachment`]; it is not tried again.
     pub async fn read_attachment(&self, chat: &ChatId, seq: Seq, range: Range<u64>) -> Result<Vec<u8>, Error> {
-        let len = range.end.saturating_sub(range.start);
-        limited(
-            "range",
-            usize::try_from(len).unwrap_or(usize::MAX),
-            usize::try_from(READ_BYTES).unwrap_or(usize::MAX),
-        )?;
+        limited("range", range.end.saturating_sub(range.start), READ_BYTES)?;
         let attachment = self.attachment(chat, seq).await?;
         let end = range.end.min(attachment.size_bytes);
         let start = range.start.min(end);
-        let download = Download { chat: chat.clone(), seq, attachment };
+        let download = Download::new(chat, seq, attachment)?;
         if start == end {
             return Ok(Vec::new());
         }

@@ -1,4 +1,4 @@
--- The device's own store. `PRAGMA user_version` holds the number of this schema.
+-- The device's own store as of schema 3; `schema-4.sql` and what comes after it add to it. `PRAGMA user_version` holds the number.
 CREATE TABLE device (
     one            INTEGER PRIMARY KEY CHECK (one = 1),
     id             TEXT NOT NULL,
@@ -81,14 +81,3 @@ CREATE TABLE seen (                   -- entries that the app was told of before
     id             BLOB NOT NULL,
     PRIMARY KEY (chat, id)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE uploads (                -- files that are to be sent; what is uploaded moves to the outbox
-    local          INTEGER PRIMARY KEY AUTOINCREMENT,
-    id             BLOB NOT NULL UNIQUE, -- of the message that it will be
-    chat           TEXT NOT NULL,
-    path           BLOB NOT NULL,
-    draft          BLOB NOT NULL,     -- the file as it was, its key, and what is said of it
-    manifest       BLOB,              -- what its parts are, once it was read
-    refusal        BLOB,
-    finished       INTEGER NOT NULL DEFAULT 0, -- its message is in the outbox, or was sent
-    again          INTEGER NOT NULL DEFAULT 0  -- how often its home had lost it by then
-) STRICT;

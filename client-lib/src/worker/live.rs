@@ -176,7 +176,7 @@ impl Live {
             room: true,
             asked_for: HashSet::new(),
             telling: HashSet::new(),
-            uploading: Uploading::default(),
+            uploading: Uploading::new(),
         }
     }
 
@@ -230,9 +230,7 @@ impl Live {
         self.compare_on(worker)?;
         loop {
             self.close_gaps(worker);
-            if self.room {
-                self.start_uploads(worker)?;
-            }
+            self.start_uploads(worker)?;
             self.send_all(worker).await?;
             tokio::select! {
                 biased;
@@ -243,7 +241,7 @@ impl Live {
                 },
                 () = wake.wake.notified() => {
                     self.busy_at = Instant::now();
-                    (self.looked, self.room) = (-1, true);
+                    (self.looked, self.room, self.uploading.look) = (-1, true, true);
                 }
                 () = &mut tick => {
                     self.look(worker).await?;
@@ -609,14 +607,12 @@ impl Live {
             self.renew_at = None;
             self.renew(worker)?;
         }
-        if self.uploading.is_due() {
-            self.start_uploads(worker)?;
-        }
+        self.uploading.wake();
         let version = worker.inner.store().data_version()?;
         if version == self.looked {
             return Ok(());
         }
-        (self.looked, self.room) = (version, true);
+        (self.looked, self.room, self.uploading.look) = (version, true, true);
         self.busy_at = Instant::now();
         let asked = worker.inner.store().asked()?;
         for Fetch { id, chat, before, count } in asked {

@@ -111,7 +111,7 @@ impl Live {
         }
         if refusal.code == Code::NoSuchBlob && worker.inner.store().upload_again(id)? {
             tracing::info!(%chat, "the home has lost an attachment, which is uploaded again");
-            self.room = true;
+            self.uploading.look = true;
             return Ok(None);
         }
         worker.inner.store().set_refused(id, &refusal)?;

@@ -23,21 +23,30 @@ use tokio::time::Instant;
 const UPLOADS: usize = 2;
 /// The wait after a failure that names none.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked whether a chat is made.
+const UNMADE: Duration = Duration::from_millis(50);
 /// How often a file may change while it is uploaded, before that is given up.
 const CHANGES: usize = 5;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Uploading {
+    /// There may be one to start.
+    pub(super) look: bool,
     running: HashSet<MessageId>,
     /// Not to be tried before.
     rests: HashMap<MessageId, Instant>,
 }
 
 impl Uploading {
-    /// One that rested can be tried again.
-    pub(super) fn is_due(&self) -> bool {
-        let now = Instant::now();
-        self.rests.values().any(|until| *until <= now)
+    pub(super) fn new() -> Self {
+        Self { look: true, running: HashSet::new(), rests: HashMap::new() }
+    }
+
+    /// Ends the rests that are over.
+    pub(super) fn wake(&mut self) {
+        let (now, before) = (Instant::now(), self.rests.len());
+        self.rests.retain(|_, until| now < *until);
+        self.look |= self.rests.len() < before;
     }
 
     /// Nothing moves.
@@ -53,24 +62,26 @@ fn lasting(why: impl Into<String>) -> Error {
 impl Live {
     /// Starts what can start.
     pub(super) fn start_uploads(&mut self, worker: &Worker) -> Result<(), Error> {
-        if !worker.compared || self.uploading.running.len() >= UPLOADS {
+        if !worker.compared || !std::mem::take(&mut self.uploading.look) {
             return Ok(());
         }
-        let now = Instant::now();
-        self.uploading.rests.retain(|_, until| now < *until);
+        let Uploading { running, rests, .. } = &mut self.uploading;
         let rows = worker.inner.store().uploads()?;
         for row in rows {
-            if self.uploading.running.len() >= UPLOADS {
+            // The end of one that runs looks again.
+            if running.len() >= UPLOADS {
                 break;
             }
             let id = row.id;
+            if row.refusal.is_some() || running.contains(&id) || rests.contains_key(&id) {
+                continue;
+            }
             // A chat that is being made is not there yet, and its home would take this device for a stranger.
             if worker.inner.store().chat(&row.chat)?.is_none() {
+                rests.insert(id, Instant::now() + UNMADE);
                 continue;
             }
-            if row.refusal.is_some() || self.uploading.rests.contains_key(&id) || !self.uploading.running.insert(id) {
-                continue;
-            }
+            running.insert(id);
             let (inner, connection) = (worker.inner.clone(), self.session.connection().clone());
             self.errands.spawn(async move {
                 let result = bring_up(&inner, &connection, row).await;
@@ -102,13 +113,13 @@ impl Live {
             }
             Err(error) => {
                 tracing::debug!(%error, "an upload goes on later");
-                let wait = if let Error::Refused(refusal) = &error { refusal.retry_after() } else { None };
-                self.uploading.rests.insert(id, Instant::now() + wait.unwrap_or(RETRY));
+                let wait = error.again_after(RETRY).unwrap_or(RETRY);
+                self.uploading.rests.insert(id, Instant::now() + wait);
             }
         }
         worker.inner.changed();
-        // The next one may begin.
-        self.room = true;
+        // Its message is to be sent, and the next one may begin.
+        (self.room, self.uploading.look) = (true, true);
         Ok(())
     }
 }
