@@ -16,7 +16,7 @@ use crate::host::Threads;
 use crate::metrics::Metrics;
 use crate::store::{BlobChange, Store, Upload};
 use godwit_core::blob::{BlobLimits, BlobState};
-use godwit_wire::blob::{BlobHash, Manifest, part_bytes};
+use godwit_wire::blob::{BlobHash, Digest32, Manifest, part_bytes};
 use godwit_wire::frame::{self, Reply, Request};
 use godwit_wire::{ChatId, Clock, Code, Refusal, RegionId, Seq, UserId};
 use lane::Incoming;
@@ -40,21 +40,29 @@ pub(crate) struct Attachments {
 /// When a client whose upload got lost should begin anew.
 const AGAIN: Duration = Duration::from_secs(1);
 
-fn fault(error: &BlobFault) -> Refusal {
-    if !matches!(error, BlobFault::Missing(_)) {
-        tracing::warn!(%error, "the store of blobs failed");
-    }
-    error.refusal()
+/// How a device hears that its chat's home keeps no attachments.
+pub(crate) fn off() -> Refusal {
+    Refusal::because(Code::Invalid, "blobs: this region stores no attachments")
 }
 
 fn no_upload(hash: BlobHash) -> Refusal {
     Refusal::because(Code::NoSuchBlob, format!("no upload of {hash} has begun"))
 }
 
+/// What a part must be, and the name of its upload.
+struct Expected {
+    bytes: u64,
+    digest: Digest32,
+    upload: String,
+}
+
 impl Attachments {
     fn fault(&self, error: &BlobFault) -> Refusal {
         self.metrics.blob_faults.inc();
-        fault(error)
+        if !matches!(error, BlobFault::Missing(_)) {
+            tracing::warn!(%error, "the store of blobs failed");
+        }
+        error.refusal()
     }
 
     async fn upload(&self, hash: BlobHash) -> Result<Option<Upload>, Refusal> {
@@ -124,7 +132,7 @@ impl Attachments {
     }
 
     /// What a part must be that is to come; none if it is stored already.
-    async fn expects(&self, hash: BlobHash, part: u32) -> Result<Option<(Upload, u64, String)>, Refusal> {
+    async fn expects(&self, hash: BlobHash, part: u32) -> Result<Option<Expected>, Refusal> {
         let upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
         let name = match &upload.state {
             BlobState::Uploading { upload: Some(name) } => name.clone(),
@@ -134,11 +142,14 @@ impl Attachments {
         if upload.stored.iter().any(|(stored, _)| *stored == part) {
             return Ok(None);
         }
-        let bytes = part_bytes(upload.blob.size_bytes, part).ok_or_else(|| {
-            let last = upload.manifest.digests.len().saturating_sub(1);
+        let digests = &upload.manifest.digests;
+        let digest = usize::try_from(part).ok().and_then(|part| digests.get(part));
+        let expected = part_bytes(upload.blob.size_bytes, part).zip(digest);
+        let (bytes, digest) = expected.map(|(bytes, digest)| (bytes, *digest)).ok_or_else(|| {
+            let last = digests.len().saturating_sub(1);
             Refusal::because(Code::Invalid, format!("part: {part} of a blob whose last part is {last}"))
         })?;
-        Ok(Some((upload, bytes, name)))
+        Ok(Some(Expected { bytes, digest, upload: name }))
     }
 
     /// The store of blobs does not know an upload any more: it begins anew.
@@ -161,9 +172,7 @@ impl Attachments {
         part: u32,
         incoming: &mut Incoming,
     ) -> Result<(), Refusal> {
-        let Some((upload, bytes, name)) = self.expects(hash, part).await? else { return Ok(()) };
-        let digest = usize::try_from(part).ok().and_then(|part| upload.manifest.digests.get(part));
-        let digest = *digest.ok_or_else(|| no_upload(hash))?;
+        let Some(Expected { bytes, digest, upload }) = self.expects(hash, part).await? else { return Ok(()) };
         let refused = |error: SpoolError| match error {
             SpoolError::Size(..) | SpoolError::Digest => {
                 Refusal::because(Code::Invalid, format!("part {part}: {error}"))
@@ -180,10 +189,10 @@ impl Attachments {
         }
         let spooled = spool.finish().await.map_err(refused)?;
         let started = tokio::time::Instant::now();
-        let stored = self.blobs.put_part(hash, &name, part, digest, spooled).await;
+        let stored = self.blobs.put_part(hash, &upload, part, digest, spooled).await;
         let tag = match stored {
             Ok(tag) => tag,
-            Err(error) => return Err(self.lost(hash, &name, &error).await),
+            Err(error) => return Err(self.lost(hash, &upload, &error).await),
         };
         self.metrics.blob_store_latency.observe(started.elapsed().as_secs_f64());
         self.metrics.blob_parts.inc();

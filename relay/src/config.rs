@@ -10,6 +10,8 @@ mod values;
 pub use layers::{ConfigError, Layers, Origin};
 pub use values::{Count, Size, Time};
 
+#[cfg(feature = "s3")]
+use crate::blobs::s3::Bucket;
 use crate::edge::{AdmissionConfig, Rate, UserRates};
 use crate::fanout::FanoutConfig;
 use crate::outbox::OutboxLimits;
@@ -129,7 +131,7 @@ pub struct AttachmentsSection {
     pub grace: Time<1_000, 31_536_000_000>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BlobStoreKind {
     #[default]
@@ -152,6 +154,14 @@ pub struct S3Section {
     pub endpoint: Option<String>,
     /// The bucket in the host's name (`virtual`), or in the path (`path`), as most other servers need it.
     pub addressing_style: AddressingStyle,
+}
+
+#[cfg(feature = "s3")]
+impl S3Section {
+    pub fn bucket(&self) -> Bucket {
+        let Self { bucket, prefix, region, endpoint, addressing_style } = self.clone();
+        Bucket { name: bucket, prefix, region, endpoint, path_style: addressing_style == AddressingStyle::Path }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,8 +2,7 @@
 //!
 //! Who asks was authenticated by the caller: by a session, or by the device's ticket that a peer showed.
 
-use crate::attachments::Attachments;
-use crate::attachments::lane::off;
+use crate::attachments::{Attachments, off};
 use crate::fanout::Fanout;
 use crate::store::{Issued, Store, StoreError};
 use arc_swap::ArcSwap;

@@ -5,10 +5,8 @@ use crate::attachments::Attachments;
 use crate::blobs::BlobStore;
 use crate::blobs::files::{self, Files};
 #[cfg(feature = "s3")]
-use crate::blobs::s3::{Bucket, S3};
+use crate::blobs::s3::S3;
 use crate::cluster::{self, Cluster};
-#[cfg(feature = "s3")]
-use crate::config::AddressingStyle;
 use crate::config::{BlobStoreKind, Config, Role, S3Section};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
@@ -129,14 +127,11 @@ impl Home {
 
 #[cfg(feature = "s3")]
 async fn s3(config: &S3Section) -> Result<Arc<dyn BlobStore>, StartError> {
-    let S3Section { bucket, prefix, region, endpoint, addressing_style } = config.clone();
-    if bucket.is_empty() {
+    if config.bucket.is_empty() {
         return Err(StartError::Attachments("attachments.store is s3, and s3.bucket is not given"));
     }
-    let path_style = addressing_style == AddressingStyle::Path;
-    let bucket = Bucket { name: bucket, prefix, region, endpoint, path_style };
     // Large, and done once.
-    Ok(Arc::new(Box::pin(S3::new(bucket)).await))
+    Ok(Arc::new(Box::pin(S3::new(config.bucket())).await))
 }
 
 #[cfg(not(feature = "s3"))]

@@ -1,7 +1,7 @@
 //! Lanes on which the bytes of blobs travel: after the frame of their one request, or of its reply, they carry bytes as they
 //! are. They give way to all other lanes.
 
-use super::Attachments;
+use super::{Attachments, off};
 use crate::blobs::BlobReader;
 use crate::peers::LinkError;
 use crate::quic::{Gone, LaneIn, LaneOut, Unread};
@@ -128,10 +128,6 @@ pub(crate) async fn serve(
         // What is missing must not look like the end.
         Err(Gone) => send.reset(Code::Unavailable),
     }
-}
-
-pub(crate) fn off() -> Refusal {
-    Refusal::because(Code::Invalid, "blobs: this region stores no attachments")
 }
 
 impl Attachments {

@@ -160,12 +160,12 @@ impl BlobStore for Files {
     }
 
     fn read(&self, blob: BlobRef, range: Range<u64>) -> Later<'_, Box<dyn BlobReader>> {
-        let (folder, hash, threads) = (self.blob_of(blob.hash), blob.hash, self.threads.clone());
+        let (files, hash) = (self.clone(), blob.hash);
         Box::pin(async move {
-            let (first, start) = (folder.clone(), range.start);
+            let (folder, start) = (files.blob_of(hash), range.start);
             // Says at once if it is not there.
-            self.run(move || open(&first, hash, start / PART_BYTES).map(drop)).await?;
-            Ok(Box::new(Reader { folder, range, hash, threads }) as Box<dyn BlobReader>)
+            files.run(move || open(&folder, hash, start / PART_BYTES).map(drop)).await?;
+            Ok(Box::new(Reader { files, range, hash }) as Box<dyn BlobReader>)
         })
     }
 
@@ -205,11 +205,10 @@ fn list(folder: &Path, before: SystemTime) -> io::Result<Vec<Found>> {
 }
 
 struct Reader {
-    folder: PathBuf,
+    files: Files,
     /// What is still to be read.
     range: Range<u64>,
     hash: BlobHash,
-    threads: Threads,
 }
 
 fn open(folder: &Path, hash: BlobHash, part: u64) -> Result<File, BlobFault> {
@@ -225,15 +224,14 @@ impl BlobReader for Reader {
             }
             let (part, start) = (self.range.start / PART_BYTES, self.range.start);
             let end = self.range.end.min((part + 1) * PART_BYTES).min(start + READ_BYTES);
-            let (folder, hash) = (self.folder.clone(), self.hash);
+            let (folder, hash) = (self.files.blob_of(self.hash), self.hash);
             let work = move || {
                 let mut bytes = BytesMut::zeroed(usize::try_from(end - start).expect("a piece is small"));
                 let file = open(&folder, hash, part)?;
                 file.read_exact_at(&mut bytes, start - part * PART_BYTES).map_err(|error| fault(&error, &folder))?;
                 Ok(bytes.freeze())
             };
-            let done = self.threads.blocking(work).await;
-            let bytes = done.map_err(|error| BlobFault::Store(error.to_string()))??;
+            let bytes = self.files.run(work).await?;
             self.range.start = end;
             Ok(Some(bytes))
         })

@@ -5,7 +5,7 @@ use crate::host::Threads;
 use bytes::Bytes;
 use godwit_wire::blob::Digest32;
 use sha2::{Digest, Sha256};
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use tempfile::NamedTempFile;
 
@@ -16,7 +16,6 @@ const GATHERED_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Spooled {
     pub(super) file: NamedTempFile,
-    pub size_bytes: u64,
 }
 
 /// A part that is still coming.
@@ -99,11 +98,10 @@ impl Spool {
         if self.size_bytes != size_bytes {
             return Err(SpoolError::Size(self.size_bytes, size_bytes));
         }
-        let Self { mut file, hasher, .. } = self.write().await?;
+        let Self { file, hasher, .. } = self.write().await?;
         if Digest32::from(hasher.finalize()) != digest {
             return Err(SpoolError::Digest);
         }
-        file.rewind()?;
-        Ok(Spooled { file, size_bytes })
+        Ok(Spooled { file })
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{Edge, Session};
 use crate::attachments::lane::{self, Answer, Incoming};
+use crate::attachments::off;
 use crate::peers::frame::PeerAsk;
 use crate::peers::{LinkError, PeerLink};
 use crate::quic::{Gone, LaneOut};
@@ -175,7 +176,7 @@ async fn begin(edge: &Edge, session: &Session, to: &ChatId, manifest: &Manifest)
 async fn fetch_part(edge: &Edge, session: &Session, home: &RegionId, request: Request) -> Result<Incoming, Refusal> {
     match edge.router.route(home) {
         Route::Here(owner) => {
-            let attachments = owner.attachments.as_ref().ok_or_else(lane::off)?;
+            let attachments = owner.attachments.as_ref().ok_or_else(off)?;
             attachments.fetch(session.user.clone(), request).await
         }
         Route::There(peer) => {
@@ -201,7 +202,7 @@ async fn put_part(
 ) -> Result<(), Refusal> {
     match edge.router.route(to.home()) {
         Route::Here(owner) => {
-            let attachments = owner.attachments.as_ref().ok_or_else(lane::off)?;
+            let attachments = owner.attachments.as_ref().ok_or_else(off)?;
             attachments.take_part(session.user.clone(), hash, part, &mut bytes).await
         }
         Route::There(peer) => {

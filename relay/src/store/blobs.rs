@@ -5,7 +5,7 @@
 //! gone, so that what a crash leaves half-done is found by its row.
 
 use super::StoreError;
-use super::keys::{self, Key, Parts};
+use super::keys::{Key, Parts};
 use super::tables::{BLOB_HOLDS, BLOB_MANIFESTS, BLOB_PARTS, BLOB_REFS, BLOBS, BlobTables, Read, Tables, decode, put};
 use super::writer::{Batch, Write};
 use super::{Snapshot, Store};
@@ -22,12 +22,23 @@ const ALL: &[u8] = &[0];
 /// When a client should ask again for a blob that is being removed.
 const GOING: Duration = Duration::from_secs(2);
 
-fn participant(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    chat: &ChatId,
-    user: &UserId,
-) -> Result<Option<Participant>, StoreError> {
-    table.record(&Key::new().chat(chat).user(user).bytes())
+/// Whether a message refers to a blob, or somebody may make one do so.
+fn is_used<T: ReadableTable<&'static [u8], &'static [u8]>>(
+    refs: &T,
+    holds: &T,
+    hash: BlobHash,
+    now: UnixMillis,
+) -> Result<bool, StoreError> {
+    let (start, end) = Key::new().blob(hash).prefix();
+    if refs.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some() {
+        return Ok(true);
+    }
+    for row in holds.range::<&[u8]>(start.as_slice()..end.as_slice())? {
+        if now < decode::<UnixMillis>(row?.1.value())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A blob as an upload goes on.
@@ -79,28 +90,31 @@ pub(super) fn may_refer(
     Ok((has, until.is_some_and(|until| now < until)))
 }
 
-/// Notes which blobs the entry at `seq` refers to.
+/// By which rows an entry refers to blobs.
+fn references(chat: &ChatId, entry: &Entry) -> Vec<Vec<u8>> {
+    let EntryBody::Message { blobs, .. } = &entry.body else { return Vec::new() };
+    blobs.iter().map(|blob| Key::new().blob(blob.hash).chat(chat).seq(entry.seq).bytes()).collect()
+}
+
+/// Notes which blobs an entry refers to.
 pub(super) fn refer(tables: &Tables<'_>, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
-    let EntryBody::Message { blobs, .. } = &entry.body else { return Ok(()) };
-    if blobs.is_empty() {
+    let references = references(chat, entry);
+    if references.is_empty() {
         return Ok(());
     }
-    let mut tables = tables.blobs()?;
-    for blob in blobs {
-        put(&mut tables.refs, &Key::new().blob(blob.hash).chat(chat).seq(entry.seq).bytes(), &())?;
-    }
-    Ok(())
+    let mut refs = tables.blobs()?.refs;
+    references.iter().try_for_each(|key| put(&mut refs, key, &()))
 }
 
 /// An entry that is erased refers to nothing any more.
 pub(super) fn release(tables: &Tables<'_>, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
-    let EntryBody::Message { blobs, .. } = &entry.body else { return Ok(()) };
-    if blobs.is_empty() {
+    let references = references(chat, entry);
+    if references.is_empty() {
         return Ok(());
     }
-    let mut tables = tables.blobs()?;
-    for blob in blobs {
-        tables.refs.remove(Key::new().blob(blob.hash).chat(chat).seq(entry.seq).bytes().as_slice())?;
+    let mut refs = tables.blobs()?.refs;
+    for key in references {
+        refs.remove(key.as_slice())?;
     }
     Ok(())
 }
@@ -118,7 +132,8 @@ impl Write for BeginBlob {
     type Output = Result<(), Refusal>;
 
     fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Self::Output, StoreError> {
-        let row = participant(&batch.tables.participants, &self.chat, &self.user)?;
+        let key = Key::new().chat(&self.chat).user(&self.user).bytes();
+        let row: Option<Participant> = batch.tables.participants.record(&key)?;
         if !row.is_some_and(|row| row.is_present()) {
             return Ok(Err(Code::NotParticipant.into()));
         }
@@ -213,7 +228,7 @@ impl Write for ChangeBlob {
                     BlobState::Stored => None,
                     BlobState::Going { .. } => return Ok(Some(blob)),
                 };
-                if blob.since > *unused_since || is_used(&tables, self.hash, batch.now)? {
+                if blob.since > *unused_since || is_used(&tables.refs, &tables.holds, self.hash, batch.now)? {
                     return Ok(None);
                 }
                 blob.state = BlobState::Going { upload };
@@ -238,20 +253,6 @@ fn remove_parts(tables: &mut BlobTables<'_>, hash: BlobHash) -> Result<(), Store
     let (start, end) = Key::new().blob(hash).prefix();
     tables.parts.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
     Ok(())
-}
-
-/// Whether a message refers to a blob, or somebody may make one do so.
-fn is_used(tables: &BlobTables<'_>, hash: BlobHash, now: UnixMillis) -> Result<bool, StoreError> {
-    let (start, end) = Key::new().blob(hash).prefix();
-    if tables.refs.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some() {
-        return Ok(true);
-    }
-    for row in tables.holds.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-        if now < decode::<UnixMillis>(row?.1.value())? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 impl Store {
@@ -298,14 +299,13 @@ impl Snapshot {
         seq: Seq,
         hash: BlobHash,
     ) -> Result<Result<BlobRef, Refusal>, StoreError> {
-        let row = participant(&self.table(super::tables::PARTICIPANTS)?, chat, user)?;
+        let row = self.participant(chat, user)?;
         let Some(row) = row.filter(Participant::is_present) else { return Ok(Err(Code::NotParticipant.into())) };
         let none = || Refusal::because(Code::NoSuchBlob, format!("message #{seq} refers to no blob {hash}"));
         if !row.sees(seq) {
             return Ok(Err(none()));
         }
-        let entry: Option<Entry> = self.table(super::tables::LOG)?.record(&keys::log(chat, seq))?;
-        let body = entry.map(|entry| entry.body);
+        let body = self.entry(chat, seq)?.map(|entry| entry.body);
         let Some(EntryBody::Message { blobs, .. }) = body else { return Ok(Err(none())) };
         Ok(blobs.into_iter().find(|blob| blob.hash == hash).ok_or_else(none))
     }
@@ -331,17 +331,7 @@ impl Snapshot {
             last = Some(hash);
             let blob: Blob = decode(value.value())?;
             let is_going = matches!(blob.state, BlobState::Going { .. });
-            let (start, end) = Key::new().blob(hash).prefix();
-            let refers = || refs.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose();
-            let held = || -> Result<bool, StoreError> {
-                for row in holds.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-                    if now < decode::<UnixMillis>(row?.1.value())? {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            };
-            if is_going || blob.since <= since && refers()?.is_none() && !held()? {
+            if is_going || blob.since <= since && !is_used(&refs, &holds, hash, now)? {
                 unused.push(hash);
             }
         }

@@ -131,7 +131,7 @@ impl Snapshot {
         self.table(LOG)?.record(&keys::log(chat, seq))
     }
 
-    fn participant(&self, chat: &ChatId, user: &UserId) -> Result<Option<Participant>, StoreError> {
+    pub(super) fn participant(&self, chat: &ChatId, user: &UserId) -> Result<Option<Participant>, StoreError> {
         self.table(PARTICIPANTS)?.record(&Key::new().chat(chat).user(user).bytes())
     }
 

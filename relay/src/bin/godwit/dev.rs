@@ -7,6 +7,7 @@ use crate::fault::{Fault, print};
 use crate::{run, shown};
 use godwit_certs::folder::{AuthorityDir, RelayDir};
 use godwit_certs::identity;
+use godwit_relay::config::BlobStoreKind;
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Clock, RegionId, RelayId, UserId};
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ pub(crate) struct Args {
     regions: Vec<RegionId>,
     /// Where attachments are kept. `s3`: in the bucket `godwit-dev` of the server at --s3-endpoint, which is made.
     #[arg(long, value_enum, default_value = "files")]
-    blobs: blobs::Kind,
+    blobs: BlobStoreKind,
     #[arg(long, default_value = "http://127.0.0.1:8333")]
     s3_endpoint: String,
 }

