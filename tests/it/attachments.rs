@@ -1,19 +1,17 @@
 //! Files in messages: they arrive as they were, whatever cuts them, and only where they may.
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_certs::folder::AuthorityDir;
 use godwit_client::{
     Attachment, Change, ChatId, Client, ClientOptions, Code, Content, Error, Event, Member, MessageState,
     NewAttachment, Progress, Role, Seq, Title,
 };
 use godwit_tests::cluster::{Cluster, until};
-use godwit_tests::lab::{self, Lab, PATIENCE};
+use godwit_tests::lab::{Lab, PATIENCE};
 use godwit_tests::process::{self, commands};
-use godwit_tests::processes::Processes;
+use godwit_tests::processes::{Processes, enrol};
 use godwit_tests::seaweed;
 use godwit_tests::talk::event;
 use godwit_tests::wire::{self, Wire};
-use godwit_wire::Clock;
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
 use godwit_wire::codec::{self, FrameReader};
 use godwit_wire::frame::{BlobState, Reply, Request};
@@ -233,7 +231,8 @@ fn manifest(size_bytes: u64, byte: u8) -> Result<(Manifest, Vec<Vec<u8>>)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
     let lab = Lab::start().await?;
-    let (wire, chat) = alone(&lab).await?;
+    lab.enrol("bob@eu/phone").await?;
+    let (wire, chat) = talks_to_bob(&lab, "alice").await?;
     let mut lane = wire.lane().await?;
 
     let (blob, bytes) = manifest(PART_BYTES + 5, 1)?;
@@ -251,14 +250,7 @@ async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
         let reply = put(&wire, &chat, hash, part, bytes).await?;
         ensure!(refusal(reply)? == Code::Invalid, "part {part} of {} bytes", bytes.len());
     }
-    let with = |n| {
-        Request::SendMessage(godwit_wire::frame::SendMessage {
-            stamp: wire::stamp(&chat, n),
-            content: godwit_wire::entry::Content("look".into()),
-            blobs: vec![named],
-            options: godwit_wire::frame::Options::default(),
-        })
-    };
+    let with = |n| wire::message_with(wire::stamp(&chat, n), "look", vec![named]);
     ensure!(put(&wire, &chat, hash, 1, &bytes[1]).await? == Reply::Done);
     ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Missing(vec![0])));
     lane.write(&[with(2)]).await?;
@@ -281,11 +273,10 @@ async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
     Ok(())
 }
 
-/// A raw session of alice, who has a direct chat with bob.
-async fn alone(lab: &Lab) -> Result<(Wire, ChatId)> {
-    let wire = lab.session("alice@eu/phone").await?;
-    lab.enrol("bob@eu/phone").await?;
-    let chat = ChatId::direct(&"alice@eu".parse()?, &"bob@eu".parse()?);
+/// A raw session of a user of eu, who has a direct chat with bob.
+async fn talks_to_bob(lab: &Lab, user: &str) -> Result<(Wire, ChatId)> {
+    let wire = lab.session(&format!("{user}@eu/phone")).await?;
+    let chat = ChatId::direct(&format!("{user}@eu").parse()?, &"bob@eu".parse()?);
     let mut lane = wire.lane().await?;
     lane.write(&[wire::create_direct(wire::stamp(&chat, 1), "bob@eu")]).await?;
     ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
@@ -305,7 +296,8 @@ async fn put_some(wire: &Wire, chat: &ChatId, hash: BlobHash, bytes: &[u8]) -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_that_breaks_off_leaves_nothing_and_can_come_again() -> Result<()> {
     let lab = Lab::start().await?;
-    let (wire, chat) = alone(&lab).await?;
+    lab.enrol("bob@eu/phone").await?;
+    let (wire, chat) = talks_to_bob(&lab, "alice").await?;
     let (blob, bytes) = manifest(1_000_000, 1)?;
     let hash = blob.blob().hash;
     let begin = Request::BeginBlob { chat: chat.clone(), blob };
@@ -320,11 +312,7 @@ async fn a_part_that_breaks_off_leaves_nothing_and_can_come_again() -> Result<()
         until("what came of it to go", || incoming() == 0).await?;
         ensure!(wire.ask(&begin).await? == missing, "cut after {cut}");
     }
-    let other = lab.session("carol@eu/phone").await?;
-    let own = ChatId::direct(&"carol@eu".parse()?, &"bob@eu".parse()?);
-    let mut lane = other.lane().await?;
-    lane.write(&[wire::create_direct(wire::stamp(&own, 1), "bob@eu")]).await?;
-    lane.reply().await?;
+    let (other, own) = talks_to_bob(&lab, "carol").await?;
     let Request::BeginBlob { blob, .. } = begin.clone() else { bail!("as it was made") };
     other.ask(&Request::BeginBlob { chat: own.clone(), blob }).await?;
     let _open = put_some(&other, &own, hash, &bytes[0][..700_000]).await?;
@@ -342,7 +330,8 @@ async fn a_part_that_breaks_off_leaves_nothing_and_can_come_again() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_has_few_files_on_their_way_and_a_region_only_what_it_has_room_for() -> Result<()> {
     let lab = Lab::with(&[("attachments.per_device", "2"), ("attachments.space", "1500KiB")]).await?;
-    let (wire, chat) = alone(&lab).await?;
+    lab.enrol("bob@eu/phone").await?;
+    let (wire, chat) = talks_to_bob(&lab, "alice").await?;
     let (blob, bytes) = manifest(1_000_000, 1)?;
     let hash = blob.blob().hash;
     wire.ask(&Request::BeginBlob { chat: chat.clone(), blob }).await?;
@@ -417,9 +406,7 @@ async fn strangers_and_those_who_left_get_nothing() -> Result<()> {
     let mine = ChatId::direct(&"eve@eu".parse()?, &"bob@eu".parse()?);
     let mut lane = eve.lane().await?;
     let blobs = vec![BlobRef { hash, size_bytes: 106_512 }];
-    let (content, options) = (godwit_wire::entry::Content("mine".into()), godwit_wire::frame::Options::default());
-    let stamp = wire::stamp(&mine, 2);
-    let steal = Request::SendMessage(godwit_wire::frame::SendMessage { stamp, content, blobs, options });
+    let steal = wire::message_with(wire::stamp(&mine, 2), "mine", blobs);
     lane.write(&[wire::create_direct(wire::stamp(&mine, 1), "bob@eu"), steal]).await?;
     ensure!(matches!(lane.reply().await?.1, Reply::Sent { .. }));
     ensure!(refusal(lane.reply().await?.1)? == Code::NoSuchBlob);
@@ -481,11 +468,7 @@ async fn what_nothing_refers_to_is_collected_and_what_is_referred_to_stays() -> 
     let kept = sent(&alice, &chat, new(&file(lab.path(), "kept", 100_000)?, "")).await?;
     let redacted = sent(&alice, &chat, new(&file(lab.path(), "redacted", 100_000)?, "")).await?;
     // An upload that does not go on.
-    let wire = lab.session("carol@eu/phone").await?;
-    let own = ChatId::direct(&"carol@eu".parse()?, &"bob@eu".parse()?);
-    let mut lane = wire.lane().await?;
-    lane.write(&[wire::create_direct(wire::stamp(&own, 1), "bob@eu")]).await?;
-    lane.reply().await?;
+    let (wire, own) = talks_to_bob(&lab, "carol").await?;
     let (blob, bytes) = manifest(PART_BYTES + 5, 1)?;
     wire.ask(&Request::BeginBlob { chat: own.clone(), blob: blob.clone() }).await?;
     ensure!(put(&wire, &own, blob.blob().hash, 0, &bytes[0]).await? == Reply::Done);
@@ -563,13 +546,11 @@ async fn killed(args: &[&str], seen: impl Fn() -> bool) -> Result<bool> {
 async fn survives_kills(settings: &[(&str, &str)]) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], settings).await?;
-    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
-    for name in ["alice", "bob"] {
-        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
-        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], folder.path().join(name)).await?;
-    }
-    let home = |name: &str| folder.path().join(name).display().to_string();
-    let (alice, bob) = (home("alice"), home("bob"));
+    let home = async |device: &str| -> Result<String> {
+        let home = enrol(folder.path(), vec![relays.relays[0].quic.clone()], device).await?;
+        Ok(home.display().to_string())
+    };
+    let (alice, bob) = (home("alice@eu/phone").await?, home("bob@eu/phone").await?);
     let path = file(folder.path(), "walk.mp4", 60_000_000)?;
     let (shown, to) = (path.display().to_string(), folder.path().join("got"));
     let chat = process::succeed("godwit-chat", &["--home", &alice, "direct", "bob@eu"])?;
@@ -623,16 +604,13 @@ async fn a_collector_that_is_killed_removes_what_it_should_and_nothing_else() ->
     let folder = tempfile::tempdir()?;
     let settings = [("GODWIT_ATTACHMENTS__GRACE", "1s")];
     let mut relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], &settings).await?;
-    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
-    let enrol = async |name: &str| -> Result<Client> {
-        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
-        let home = folder.path().join(name);
-        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], home.clone()).await?;
+    let open = async |device: &str| -> Result<Client> {
+        let home = enrol(folder.path(), vec![relays.relays[0].quic.clone()], device).await?;
         let client = Client::open(ClientOptions::new(home))?;
         client.wait_synced(PATIENCE).await?;
         Ok(client)
     };
-    let (alice, bob) = (enrol("alice").await?, enrol("bob").await?);
+    let (alice, bob) = (open("alice@eu/phone").await?, open("bob@eu/phone").await?);
     let (chat, _) = alice.direct("bob@eu".parse()?)?;
     let path = file(folder.path(), "kept", 100_000)?;
     let kept = sent(&alice, &chat, new(&path, "")).await?;
@@ -663,13 +641,9 @@ async fn a_bucket_that_is_down_holds_up_files_and_no_messages() -> Result<()> {
         ("AWS_SECRET_ACCESS_KEY", "none"),
     ];
     let relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], &settings).await?;
-    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
-    let home = folder.path().join("alice");
-    for (name, home) in [("alice", home.clone()), ("bob", folder.path().join("bob"))] {
-        let token = authority.token(&format!("{name}@eu/phone").parse()?, PATIENCE, Clock::system().now())?;
-        lab::enrol(&authority, token, vec![relays.relays[0].quic.clone()], home).await?;
-    }
-    let alice = Client::open(ClientOptions::new(home))?;
+    let at = || vec![relays.relays[0].quic.clone()];
+    enrol(folder.path(), at(), "bob@eu/phone").await?;
+    let alice = Client::open(ClientOptions::new(enrol(folder.path(), at(), "alice@eu/phone").await?))?;
     let (chat, _) = alice.direct("bob@eu".parse()?)?;
     let attached = alice.attach(&chat, new(&file(folder.path(), "walk.mp4", 100_000)?, ""))?;
     let failed = || relays.metric(0, "godwit_blob_faults_total").is_ok_and(|faults| faults > 0.5);

@@ -1,15 +1,13 @@
 //! Processes killed with kill -9 at random points, under load. Rounds: 10, or `CRASH_ROUNDS`.
 
 use anyhow::{Context, Result, bail, ensure};
-use godwit_certs::folder::AuthorityDir;
 use godwit_checker::app;
 use godwit_checker::{Checker, RealTime, What};
 use godwit_client::{ChatId, Client, ClientOptions, Content, Member, Role, Title};
-use godwit_tests::lab::{self, PATIENCE};
+use godwit_tests::lab::PATIENCE;
 use godwit_tests::process::{RelayProcess, commands, run_with_input, succeed};
-use godwit_tests::processes::Processes;
-use godwit_wire::{Clock, DeviceId};
-use std::path::{Path, PathBuf};
+use godwit_tests::processes::{Processes, enrol};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,15 +23,6 @@ fn rounds() -> u64 {
 struct Device {
     client: Arc<Client>,
     checker: Checker,
-}
-
-async fn enrol(folder: &Path, relays: Vec<String>, device: &str) -> Result<PathBuf> {
-    let id: DeviceId = device.parse()?;
-    let authority = AuthorityDir::new(folder.join("relay").join("certs"));
-    let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
-    let home = folder.join(device.replace(['@', '/'], "-"));
-    lab::enrol(&authority, token, relays, home.clone()).await?;
-    Ok(home)
 }
 
 impl Device {

@@ -1,14 +1,12 @@
 //! Devices that go from relay to relay: a relay that drains, one that has too much to do, one that is full.
 
 use anyhow::{Result, ensure};
-use godwit_certs::folder::AuthorityDir;
 use godwit_client::{ChatId, Client, ClientOptions, ConnectionState, Event, MessageState};
 use godwit_tests::cluster::{Cluster, until};
-use godwit_tests::lab::{self, PATIENCE};
+use godwit_tests::lab::PATIENCE;
 use godwit_tests::process;
-use godwit_tests::processes::Processes;
+use godwit_tests::processes::{Processes, enrol};
 use godwit_tests::talk::{numbered, send, texts};
-use godwit_wire::{Clock, DeviceId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -200,12 +198,8 @@ async fn drain_is_a_command_and_a_lone_relay_refuses_it() -> Result<()> {
 async fn an_idle_device_of_a_killed_relay_finds_another_by_itself() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut processes = Processes::start(folder.path(), &THREE, &[]).await?;
-    let authority = AuthorityDir::new(folder.path().join("relay").join("certs"));
-    let device: DeviceId = "alice@eu/phone".parse()?;
-    let home = folder.path().join("alice");
     // It was told of the edge alone, and says nothing.
-    let token = authority.token(&device, Duration::from_mins(10), Clock::system().now())?;
-    lab::enrol(&authority, token, vec![processes.relays[1].quic.clone()], home.clone()).await?;
+    let home = enrol(folder.path(), vec![processes.relays[1].quic.clone()], "alice@eu/phone").await?;
     let alice = Client::open(ClientOptions::new(home))?;
     alice.wait_synced(PATIENCE).await?;
     let others = [&processes.relays[0].quic, &processes.relays[2].quic].map(Clone::clone);

@@ -1,12 +1,14 @@
 //! A cluster of relays, each a process of its own, to be killed.
 
+use crate::lab;
 use crate::process::{RelayProcess, commands};
 use crate::wire;
 use anyhow::Result;
 use godwit_certs::folder::AuthorityDir;
-use godwit_wire::{Clock, RelayId};
+use godwit_wire::{Clock, DeviceId, RelayId};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Makes of `command`, which runs `godwit`, one that runs a relay of a cluster; `at` is where it listens and is
 /// administered.
@@ -20,6 +22,16 @@ pub fn member(command: &mut Command, at: (&str, &str), certs: &Path, data: &Path
         .env("GODWIT_CLUSTER__NETWORK", "lan")
         .env("GODWIT_CLUSTER__JOIN", join.join(","))
         .env("GODWIT_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()));
+}
+
+/// Enrols a device with the client library, by the authority in `folder`. Gives its home there.
+pub async fn enrol(folder: &Path, relays: Vec<String>, device: &str) -> Result<PathBuf> {
+    let id: DeviceId = device.parse()?;
+    let authority = AuthorityDir::new(folder.join("relay").join("certs"));
+    let token = authority.token(&id, Duration::from_mins(5), Clock::system().now())?;
+    let home = folder.join(device.replace(['@', '/'], "-"));
+    lab::enrol(&authority, token, relays, home.clone()).await?;
+    Ok(home)
 }
 
 #[derive(Debug)]

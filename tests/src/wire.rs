@@ -6,6 +6,7 @@ use godwit_certs::DeviceKey;
 use godwit_certs::authority::Credential;
 use godwit_certs::identity::{self, Identity};
 use godwit_certs::tls::{self, Crypto};
+use godwit_wire::blob::BlobRef;
 use godwit_wire::codec::{self, Decoded, Frame, FrameReader};
 use godwit_wire::entry::{ChatKind, Content, Member, Title};
 use godwit_wire::frame::{
@@ -238,8 +239,13 @@ pub fn stamp(chat: &ChatId, n: u64) -> Stamp {
 }
 
 pub fn message(stamp: Stamp, content: impl Into<Bytes>) -> Request {
+    message_with(stamp, content, Vec::new())
+}
+
+/// The same, with blobs that it refers to.
+pub fn message_with(stamp: Stamp, content: impl Into<Bytes>, blobs: Vec<BlobRef>) -> Request {
     let content = Content(content.into());
-    Request::SendMessage(SendMessage { stamp, content, blobs: Vec::new(), options: Options::default() })
+    Request::SendMessage(SendMessage { stamp, content, blobs, options: Options::default() })
 }
 
 pub fn create_direct(stamp: Stamp, other: &str) -> Request {
