@@ -5,10 +5,12 @@
 //! record is made before the first byte and outlives the last, so whatever a crash interrupts is found again.
 //!
 //! - [`lane`]: the lanes on which bytes travel
+//! - [`partial`]: what came of parts that broke off
 //! - [`collect`]: what nothing refers to goes
 
 mod collect;
 pub(crate) mod lane;
+mod partial;
 
 use crate::blobs::spool::{Spool, SpoolError};
 use crate::blobs::{BlobFault, BlobReader, BlobStore, StoredPart};
@@ -17,9 +19,11 @@ use crate::metrics::Metrics;
 use crate::store::{BlobChange, Store, Upload};
 use godwit_core::blob::{BlobLimits, BlobState};
 use godwit_wire::blob::{BlobHash, Digest32, Manifest, part_bytes};
-use godwit_wire::frame::{self, Reply, Request};
-use godwit_wire::{ChatId, Clock, Code, Refusal, RegionId, Seq, UserId};
+use godwit_wire::frame::{self, MissingPart, Reply, Request};
+use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, RegionId, Seq, UserId};
 use lane::Incoming;
+pub(crate) use partial::Partials;
+use partial::{Coming, PartOf};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +35,7 @@ pub(crate) struct Attachments {
     pub(crate) blobs: Arc<dyn BlobStore>,
     /// Where parts are kept while they come in.
     pub(crate) spool: PathBuf,
+    pub(crate) partials: Partials,
     pub(crate) limits: BlobLimits,
     pub(crate) threads: Threads,
     pub(crate) clock: Clock,
@@ -47,6 +52,14 @@ pub(crate) fn off() -> Refusal {
 
 fn no_upload(hash: BlobHash) -> Refusal {
     Refusal::because(Code::NoSuchBlob, format!("no upload of {hash} has begun"))
+}
+
+fn not_taken(part: u32, error: &SpoolError) -> Refusal {
+    if let SpoolError::Io(_) = error {
+        tracing::warn!(%error, "a part could not be kept");
+        return BlobFault::Store(error.to_string()).refusal();
+    }
+    Refusal::because(Code::Invalid, format!("part {part}: {error}"))
 }
 
 /// What a part must be, and the name of its upload.
@@ -70,9 +83,10 @@ impl Attachments {
     }
 
     /// Begins an upload, or says how far it is; completes it if all parts are there.
-    pub(crate) async fn begin(&self, user: UserId, chat: ChatId, manifest: Manifest) -> Result<Reply, Refusal> {
+    pub(crate) async fn begin(&self, device: &DeviceId, chat: ChatId, manifest: Manifest) -> Result<Reply, Refusal> {
         let hash = manifest.blob().hash;
-        self.store.begin_blob(chat, user, manifest, self.limits).await?;
+        self.store.begin_blob(chat, device.user(), manifest, self.limits).await?;
+        let came = self.partials.of(device, hash).await;
         let upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
         let name = match &upload.state {
             BlobState::Stored => return Ok(Reply::BlobState(frame::BlobState::Stored)),
@@ -82,10 +96,12 @@ impl Attachments {
         };
         let missing = upload.missing();
         if !missing.is_empty() {
-            if missing.len() < upload.manifest.digests.len() {
+            if missing.len() < upload.manifest.digests.len() || !came.is_empty() {
                 self.metrics.blob_resumes.inc();
             }
-            return Ok(Reply::BlobState(frame::BlobState::Missing(missing)));
+            let missing = missing.into_iter();
+            let missing = missing.map(|part| MissingPart { part, has: came.get(&part).copied().unwrap_or(0) });
+            return Ok(Reply::BlobState(frame::BlobState::Missing(missing.collect())));
         }
         let part = |(part, tag): &(u32, String)| {
             let digest = *upload.manifest.digests.get(usize::try_from(*part).ok()?)?;
@@ -164,40 +180,72 @@ impl Attachments {
         self.fault(error)
     }
 
-    /// Takes a part. It is stored when this returns.
+    /// Takes a part from byte `from` on. It is stored when this returns; if it breaks off, what came stays for the device.
     pub(crate) async fn take_part(
         &self,
-        user: UserId,
-        hash: BlobHash,
-        part: u32,
+        device: &DeviceId,
+        (hash, part, from): (BlobHash, u32, u64),
         incoming: &mut Incoming,
     ) -> Result<(), Refusal> {
         let Some(Expected { bytes, digest, upload }) = self.expects(hash, part).await? else { return Ok(()) };
-        let refused = |error: SpoolError| match error {
-            SpoolError::Size(..) | SpoolError::Digest => {
-                Refusal::because(Code::Invalid, format!("part {part}: {error}"))
-            }
-            SpoolError::Io(_) => {
-                tracing::warn!(%error, "a part could not be kept");
-                BlobFault::Store(error.to_string()).refusal()
+        let mut coming = self.partials.come(PartOf { device: device.clone(), hash, part }, from);
+        if coming.spool.is_none() && from > 0 {
+            return Err(Refusal::retry(Code::Unavailable, AGAIN).explained("what came of the part is gone"));
+        }
+        if coming.spool.is_none() {
+            let begun = Spool::begin(&self.threads, self.spool.clone(), bytes, digest).await;
+            coming.spool = Some(begun.map_err(|error| not_taken(part, &error))?);
+        }
+        self.receive(&mut coming, incoming).await?;
+        let Some(spool) = &coming.spool else { return Err(Code::Internal.into()) };
+        let spooled = match spool.check() {
+            Ok(spooled) => spooled,
+            Err(error) => {
+                // Of one that is too short the rest may come.
+                if !matches!(error, SpoolError::Size(..)) {
+                    coming.spool = None;
+                }
+                return Err(not_taken(part, &error));
             }
         };
-        let mut spool = Spool::begin(&self.threads, self.spool.clone(), bytes, digest).await.map_err(refused)?;
-        while let Some(bytes) = incoming.next().await? {
-            self.metrics.blob_bytes_in.inc_by(bytes.len() as u64);
-            spool = spool.push(bytes).await.map_err(refused)?;
-        }
-        let spooled = spool.finish().await.map_err(refused)?;
         let started = tokio::time::Instant::now();
-        let stored = self.blobs.put_part(hash, &upload, part, digest, spooled).await;
-        let tag = match stored {
+        let tag = match self.blobs.put_part(hash, &upload, part, digest, spooled).await {
             Ok(tag) => tag,
             Err(error) => return Err(self.lost(hash, &upload, &error).await),
         };
+        coming.spool = None;
         self.metrics.blob_store_latency.observe(started.elapsed().as_secs_f64());
         self.metrics.blob_parts.inc();
-        self.store.change_blob(hash, BlobChange::Part { part, bytes, tag, user }).await?;
+        self.store.change_blob(hash, BlobChange::Part { part, bytes, tag, user: device.user() }).await?;
         Ok(())
+    }
+
+    /// All that comes of a part.
+    async fn receive(&self, coming: &mut Coming, incoming: &mut Incoming) -> Result<(), Refusal> {
+        let part = coming.part();
+        let interrupted = coming.interrupted.clone();
+        let ended = loop {
+            let next = tokio::select! {
+                biased;
+                next = incoming.next() => next,
+                () = interrupted.cancelled() => {
+                    break Err(Refusal::retry(Code::Unavailable, AGAIN).explained("the part comes on another lane"));
+                }
+            };
+            match next {
+                Ok(Some(bytes)) => {
+                    self.metrics.blob_bytes_in.inc_by(bytes.len() as u64);
+                    coming
+                        .write(async |spool| spool.push(bytes).await)
+                        .await
+                        .map_err(|error| not_taken(part, &error))?;
+                }
+                Ok(None) => break Ok(()),
+                Err(refusal) => break Err(refusal),
+            }
+        };
+        coming.write(Spool::flush).await.map_err(|error| not_taken(part, &error))?;
+        ended
     }
 
     /// A stretch of a message's blob, as [`Request::FetchBlob`] names it.

@@ -80,7 +80,7 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
         upload: &'a str,
         part: u32,
         digest: Digest32,
-        bytes: Spooled,
+        bytes: Spooled<'a>,
     ) -> Later<'a, String>;
 
     /// Makes a blob of all parts of an upload, durably.

@@ -85,7 +85,7 @@ impl Owner {
                     Err(refusal) => return Err(self.unless_copied(&history.chat, refusal).await),
                 }
             }
-            Request::BeginBlob { chat, blob } => self.attachments(&chat)?.begin(device.user(), chat, blob).await?,
+            Request::BeginBlob { chat, blob } => self.attachments(&chat)?.begin(&device, chat, blob).await?,
             Request::GetManifest { chat, seq, hash } => {
                 self.attachments(&chat)?.manifest(device.user(), chat, seq, hash).await?
             }

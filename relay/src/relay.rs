@@ -1,7 +1,7 @@
 //! Starts the parts of a relay, and stops them in order.
 
 use crate::admin;
-use crate::attachments::Attachments;
+use crate::attachments::{Attachments, Partials};
 use crate::blobs::BlobStore;
 use crate::blobs::files::{self, Files};
 #[cfg(feature = "s3")]
@@ -159,6 +159,7 @@ async fn attachments(
         store: store.clone(),
         blobs,
         spool: files::make_spool(&folder).map_err(unusable)?,
+        partials: Partials::default(),
         limits: config.blobs(),
         threads: host.threads.clone(),
         clock: host.crypto.clock.clone(),

@@ -408,7 +408,7 @@ async fn upload(wire: Wire, user: String, sizes: u64, stored: Arc<AtomicU64>) ->
             let (mut send, mut receive) = wire.connection.open_bi().await?;
             send.set_priority(-1)?;
             let mut frame = Vec::new();
-            codec::encode_numbered(0, &Request::PutPart { chat: chat.clone(), hash, part: n }, &mut frame)?;
+            codec::encode_numbered(0, &Request::PutPart { chat: chat.clone(), hash, part: n, from: 0 }, &mut frame)?;
             send.write_all(&frame).await?;
             send.write_chunk(part.clone()).await?;
             send.finish()?;

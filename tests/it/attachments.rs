@@ -14,7 +14,7 @@ use godwit_tests::talk::event;
 use godwit_tests::wire::{self, Wire};
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
 use godwit_wire::codec::{self, FrameReader};
-use godwit_wire::frame::{BlobState, Reply, Request};
+use godwit_wire::frame::{BlobState, MissingPart, Reply, Request};
 use quinn::{RecvStream, SendStream};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -196,10 +196,12 @@ async fn a_download_goes_on_with_what_is_there_and_right() -> Result<()> {
 
 /// Puts bytes as a part, as a device of its own making does.
 async fn put(wire: &Wire, chat: &ChatId, hash: BlobHash, part: u32, bytes: &[u8]) -> Result<Reply> {
-    let mut frame = Vec::new();
-    codec::encode_numbered(7, &Request::PutPart { chat: chat.clone(), hash, part }, &mut frame)?;
-    let (mut send, mut receive) = wire.connection.open_bi().await?;
-    send.write_all(&frame).await?;
+    put_from(wire, chat, hash, (part, 0), bytes).await
+}
+
+/// The same with the rest of a part.
+async fn put_from(wire: &Wire, chat: &ChatId, hash: BlobHash, (part, from): (u32, u64), bytes: &[u8]) -> Result<Reply> {
+    let (mut send, mut receive) = begin_part(wire, Request::PutPart { chat: chat.clone(), hash, part, from }).await?;
     // Refused, it takes no more.
     let _ = send.write_all(bytes).await;
     let _ = send.finish();
@@ -211,6 +213,12 @@ async fn put(wire: &Wire, chat: &ChatId, hash: BlobHash, part: u32, bytes: &[u8]
         (7, codec::Decoded::Frame(reply)) => Ok(reply),
         other => bail!("{other:?}"),
     }
+}
+
+/// These parts are missing, but for so many bytes of each.
+fn missing(parts: &[(u32, u64)]) -> Reply {
+    let part = |&(part, has): &(u32, u64)| MissingPart { part, has };
+    Reply::BlobState(BlobState::Missing(parts.iter().map(part).collect()))
 }
 
 fn refusal(reply: Reply) -> Result<Code> {
@@ -240,7 +248,7 @@ async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
     let hash = named.hash;
     let begin = Request::BeginBlob { chat: chat.clone(), blob: blob.clone() };
     ensure!(refusal(put(&wire, &chat, hash, 0, &bytes[0]).await?)? == Code::NoSuchBlob, "it has not begun");
-    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Missing(vec![0, 1])));
+    ensure!(wire.ask(&begin).await? == missing(&[(0, 0), (1, 0)]));
     let mut wrong = bytes[0].clone();
     wrong[77] ^= 1;
     let longer = [bytes[1].as_slice(), &[1]].concat();
@@ -252,7 +260,7 @@ async fn a_part_is_what_was_announced_or_refused() -> Result<()> {
     }
     let with = |n| wire::message_with(wire::stamp(&chat, n), "look", vec![named]);
     ensure!(put(&wire, &chat, hash, 1, &bytes[1]).await? == Reply::Done);
-    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Missing(vec![0])));
+    ensure!(wire.ask(&begin).await? == missing(&[(0, PART_BYTES - 1)]));
     lane.write(&[with(2)]).await?;
     ensure!(refusal(lane.reply().await?.1)? == Code::NoSuchBlob, "half a file is none");
     ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
@@ -283,47 +291,87 @@ async fn talks_to_bob(lab: &Lab, user: &str) -> Result<(Wire, ChatId)> {
     Ok((wire, chat))
 }
 
-/// Begins to put a part, and leaves the lane open.
-async fn put_some(wire: &Wire, chat: &ChatId, hash: BlobHash, bytes: &[u8]) -> Result<(SendStream, RecvStream)> {
+async fn begin_part(wire: &Wire, put: Request) -> Result<(SendStream, RecvStream)> {
     let mut frame = Vec::new();
-    codec::encode_numbered(7, &Request::PutPart { chat: chat.clone(), hash, part: 0 }, &mut frame)?;
+    codec::encode_numbered(7, &put, &mut frame)?;
     let (mut send, receive) = wire.connection.open_bi().await?;
     send.write_all(&frame).await?;
-    send.write_all(bytes).await?;
     Ok((send, receive))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_that_breaks_off_leaves_nothing_and_can_come_again() -> Result<()> {
+async fn a_part_that_breaks_off_goes_on_where_it_stopped_for_its_device_alone() -> Result<()> {
     let lab = Lab::start().await?;
     lab.enrol("bob@eu/phone").await?;
     let (wire, chat) = talks_to_bob(&lab, "alice").await?;
-    let (blob, bytes) = manifest(1_000_000, 1)?;
-    let hash = blob.blob().hash;
-    let begin = Request::BeginBlob { chat: chat.clone(), blob };
-    let missing = Reply::BlobState(BlobState::Missing(vec![0]));
-    ensure!(wire.ask(&begin).await? == missing);
-    let spool = lab.path().join("data/blobs/spool");
-    let incoming = || std::fs::read_dir(&spool).map_or(0, Iterator::count);
-    for cut in [0, 1, 65_536, 500_000, 999_999, 1_000_000] {
-        let (mut send, _receive) = put_some(&wire, &chat, hash, &bytes[0][..cut]).await?;
-        until("the part to come in", || incoming() == 1).await?;
-        send.reset(0u32.into())?;
-        until("what came of it to go", || incoming() == 0).await?;
-        ensure!(wire.ask(&begin).await? == missing, "cut after {cut}");
-    }
     let (other, own) = talks_to_bob(&lab, "carol").await?;
-    let Request::BeginBlob { blob, .. } = begin.clone() else { bail!("as it was made") };
-    other.ask(&Request::BeginBlob { chat: own.clone(), blob }).await?;
-    let _open = put_some(&other, &own, hash, &bytes[0][..700_000]).await?;
-    until("the part to come in", || incoming() == 1).await?;
-    other.connection.close(0u32.into(), b"");
-    // If the packet that says so gets lost, the relay's idle time-out does.
-    if until("what came of it to go", || incoming() == 0).await.is_err() {
-        until("what came of it to go at last", || incoming() == 0).await?;
+    let (blob, bytes) = manifest(1_000_000, 1)?;
+    let (hash, bytes) = (blob.blob().hash, &bytes[0]);
+    let begin = Request::BeginBlob { chat: chat.clone(), blob: blob.clone() };
+    let has = |has| missing(&[(0, has)]);
+    ensure!(wire.ask(&begin).await? == has(0));
+    let mut came = 0;
+    for (cut, is_reset) in [(1, true), (65_536, false), (500_000, true), (999_999, false), (1_000_000, true)] {
+        let put = Request::PutPart { chat: chat.clone(), hash, part: 0, from: came as u64 };
+        let before = lab.metric("godwit_blob_bytes_in_total");
+        let (mut send, _receive) = begin_part(&wire, put).await?;
+        send.write_all(&bytes[came..cut]).await?;
+        #[expect(clippy::cast_precision_loss, reason = "a few bytes")]
+        let all = before + (cut - came) as f64 - 0.5;
+        until("it to come in", || lab.metric("godwit_blob_bytes_in_total") > all).await?;
+        if is_reset {
+            send.reset(0u32.into())?;
+        }
+        // A lane that is still open ends when the device asks.
+        ensure!(wire.ask(&begin).await? == has(cut as u64), "cut after {cut}");
+        came = cut;
     }
-    ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
+    let foreign = Request::BeginBlob { chat: own.clone(), blob };
+    ensure!(other.ask(&foreign).await? == has(0), "what a device sent is its own");
+    ensure!(put_from(&wire, &chat, hash, (0, 1_000_000), &[]).await? == Reply::Done, "all of it came before");
     ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Stored));
+
+    // What is said of what came is looked at, and what came wrong does not stay.
+    let (blob, bytes) = manifest(1_000_000, 2)?;
+    let (hash, bytes) = (blob.blob().hash, &bytes[0]);
+    let begin = Request::BeginBlob { chat: chat.clone(), blob };
+    ensure!(wire.ask(&begin).await? == has(0));
+    ensure!(refusal(put(&wire, &chat, hash, 0, &[9; 1000]).await?)? == Code::Invalid, "too short");
+    ensure!(wire.ask(&begin).await? == has(1000));
+    for from in [1, 999, 1001, u64::MAX] {
+        let reply = put_from(&wire, &chat, hash, (0, from), bytes).await?;
+        ensure!(refusal(reply)? == Code::Unavailable, "from {from}");
+        ensure!(refusal(put(&wire, &chat, hash, 0, &[9; 1000]).await?)? == Code::Invalid);
+    }
+    let reply = put_from(&wire, &chat, hash, (0, 1000), &bytes[1000..]).await?;
+    ensure!(refusal(reply)? == Code::Invalid, "its beginning is another's");
+    ensure!(wire.ask(&begin).await? == has(0));
+    ensure!(put(&wire, &chat, hash, 0, bytes).await? == Reply::Done);
+    let spool = lab.path().join("data/blobs/spool");
+    ensure!(std::fs::read_dir(&spool)?.next().is_none(), "nothing is left of what broke off");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_broke_off_is_kept_up_to_a_limit() -> Result<()> {
+    let lab = Lab::start().await?;
+    lab.enrol("bob@eu/phone").await?;
+    let (wire, chat) = talks_to_bob(&lab, "alice").await?;
+    let mut begun = Vec::new();
+    for byte in 0..6 {
+        let (blob, bytes) = manifest(1000, byte)?;
+        let hash = blob.blob().hash;
+        let begin = Request::BeginBlob { chat: chat.clone(), blob };
+        ensure!(matches!(wire.ask(&begin).await?, Reply::BlobState(BlobState::Missing(_))));
+        ensure!(refusal(put(&wire, &chat, hash, 0, &bytes[0][..500]).await?)? == Code::Invalid);
+        begun.push(begin);
+    }
+    for (n, begin) in begun.iter().enumerate() {
+        let has = if n < 2 { 0 } else { 500 };
+        ensure!(wire.ask(begin).await? == missing(&[(0, has)]), "the latest four of a device: {n}");
+    }
+    let spool = lab.path().join("data/blobs/spool");
+    ensure!(std::fs::read_dir(&spool)?.count() == 4);
     Ok(())
 }
 
@@ -338,12 +386,16 @@ async fn a_device_has_few_files_on_their_way_and_a_region_only_what_it_has_room_
     let spool = lab.path().join("data/blobs/spool");
     let mut open = Vec::new();
     for n in 1..=2 {
-        open.push(put_some(&wire, &chat, hash, &bytes[0][..10]).await?);
+        let put = Request::PutPart { chat: chat.clone(), hash, part: 0, from: 0 };
+        let mut lane = begin_part(&wire, put).await?;
+        lane.0.write_all(&bytes[0][..10]).await?;
+        open.push(lane);
         until("the part to come in", || std::fs::read_dir(&spool).map_or(0, Iterator::count) == n).await?;
     }
     ensure!(refusal(put(&wire, &chat, hash, 0, &bytes[0]).await?)? == Code::RateLimited);
     drop(open);
-    until("the lanes to end", || std::fs::read_dir(&spool).map_or(0, Iterator::count) == 0).await?;
+    // What came last of the part stays.
+    until("the lanes to end", || std::fs::read_dir(&spool).map_or(0, Iterator::count) == 1).await?;
     ensure!(put(&wire, &chat, hash, 0, &bytes[0]).await? == Reply::Done);
     let (more, _) = manifest(600_000, 2)?;
     match wire.ask(&Request::BeginBlob { chat, blob: more }).await? {
@@ -488,7 +540,7 @@ async fn what_nothing_refers_to_is_collected_and_what_is_referred_to_stays() -> 
     ensure!(matches!(gone, Err(Error::Invalid(_))), "{gone:?}");
     // It can come again.
     let again = wire.ask(&Request::BeginBlob { chat: own.clone(), blob }).await?;
-    ensure!(again == Reply::BlobState(BlobState::Missing(vec![0, 1])), "{again:?}");
+    ensure!(again == missing(&[(0, 0), (1, 0)]), "{again:?}");
     Ok(())
 }
 

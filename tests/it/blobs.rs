@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use godwit_relay::blobs::files::{Files, make_spool};
 use godwit_relay::blobs::s3::S3;
-use godwit_relay::blobs::spool::{Spool, SpoolError, Spooled};
+use godwit_relay::blobs::spool::{Spool, SpoolError};
 use godwit_relay::blobs::{BlobFault, BlobStore, Found, StoredPart};
 use godwit_relay::host::Threads;
 use godwit_tests::seaweed;
@@ -19,12 +19,12 @@ fn digest(bytes: &[u8]) -> Digest32 {
     Sha256::digest(bytes).into()
 }
 
-async fn spooled(spool: &Path, bytes: &[u8]) -> Result<Spooled> {
+async fn spooled(spool: &Path, bytes: &[u8]) -> Result<Spool> {
     let mut taking = Spool::begin(&Threads::System, spool.to_owned(), bytes.len() as u64, digest(bytes)).await?;
     for piece in bytes.chunks(300_000) {
         taking = taking.push(piece.to_vec().into()).await?;
     }
-    Ok(taking.finish().await?)
+    Ok(taking.flush().await?)
 }
 
 /// Bytes that are nowhere else in a blob.
@@ -66,7 +66,10 @@ async fn contract(store: &dyn BlobStore, spool: &Path) -> Result<()> {
     // In any order, and one of them twice.
     for part in [2u32, 0, 1, 0] {
         let (bytes, digest) = (&parts[part as usize], digests[part as usize]);
-        let tag = store.put_part(hash, &upload, part, digest, spooled(spool, bytes).await?).await?;
+        let spooled = spooled(spool, bytes).await?;
+        store.put_part(hash, &upload, part, digest, spooled.check()?).await?;
+        let tag =
+            store.put_part(hash, &upload, part, digest, spooled.check()?).await.context("nobody waited for it")?;
         stored.retain(|stored: &StoredPart| stored.part != part);
         stored.push(StoredPart { part, digest, tag });
     }
@@ -90,7 +93,8 @@ async fn contract(store: &dyn BlobStore, spool: &Path) -> Result<()> {
     // An upload that is taken back.
     let other = BlobRef { hash: BlobHash::of_parts(&digests[..1]), size_bytes: PART_BYTES };
     let upload = store.begin(other.hash).await?;
-    let tag = store.put_part(other.hash, &upload, 0, digests[0], spooled(spool, &parts[0]).await?).await?;
+    let taken = spooled(spool, &parts[0]).await?;
+    let tag = store.put_part(other.hash, &upload, 0, digests[0], taken.check()?).await?;
     store.abort(other.hash, &upload).await?;
     store.abort(other.hash, &upload).await?;
     let parts = vec![StoredPart { part: 0, digest: digests[0], tag }];
@@ -137,7 +141,8 @@ async fn a_bucket_checks_what_it_keeps_and_who_asks() -> Result<()> {
     let bytes = stretch(1, 5000);
     let blob = BlobRef { hash: BlobHash::of_parts(&[digest(&bytes)]), size_bytes: 5000 };
     let upload = store.begin(blob.hash).await?;
-    let tag = store.put_part(blob.hash, &upload, 0, digest(&bytes), spooled(&spool, &bytes).await?).await?;
+    let taken = spooled(&spool, &bytes).await?;
+    let tag = store.put_part(blob.hash, &upload, 0, digest(&bytes), taken.check()?).await?;
     // Of another length than was announced.
     let part = |tag: &str| vec![StoredPart { part: 0, digest: digest(&bytes), tag: tag.to_owned() }];
     let longer = BlobRef { size_bytes: 5001, ..blob };
@@ -161,14 +166,16 @@ async fn a_part_that_is_not_what_it_should_be_is_not_taken() -> Result<()> {
     let (_folder, spool) = spool()?;
     let bytes = stretch(1, 600_000);
     let begin = || Spool::begin(&Threads::System, spool.clone(), 600_000, digest(&bytes));
-    let short = begin().await?.push(bytes[1..].to_vec().into()).await?.finish().await;
-    ensure!(matches!(short, Err(SpoolError::Size(599_999, 600_000))), "{short:?}");
+    let short = begin().await?.push(bytes[1..].to_vec().into()).await?.flush().await?;
+    ensure!(matches!(short.check(), Err(SpoolError::Size(599_999, 600_000))), "{short:?}");
+    drop(short);
     let long = begin().await?.push(bytes.clone().into()).await?.push(vec![0].into()).await;
     ensure!(matches!(long, Err(SpoolError::Size(600_001, 600_000))));
     let mut wrong = bytes.clone();
     wrong[300_000] ^= 1;
-    let wrong = begin().await?.push(wrong.into()).await?.finish().await;
-    ensure!(matches!(wrong, Err(SpoolError::Digest)), "{wrong:?}");
+    let wrong = begin().await?.push(wrong.into()).await?.flush().await?;
+    ensure!(matches!(wrong.check(), Err(SpoolError::Digest)), "{wrong:?}");
+    drop(wrong);
     ensure!(std::fs::read_dir(&spool)?.next().is_none(), "nothing of them is left");
     Ok(())
 }

@@ -5,11 +5,11 @@ use super::source::Source;
 use crate::error::Error;
 use crate::host::Host;
 use crate::session::{one_shot, read_reply, unreachable};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use godwit_seal::{Cipher, Damaged, FileKey, SEALED_CHUNK_BYTES};
 use godwit_wire::blob::{BlobHash, CHUNK_BYTES, Digest32, Manifest, PART_BYTES, part_bytes};
 use godwit_wire::codec::{self, FrameReader};
-use godwit_wire::frame::{BlobState, Reply, Request};
+use godwit_wire::frame::{BlobState, MissingPart, Reply, Request};
 use godwit_wire::{ChatId, Code, Refusal, Seq};
 use quinn::{Connection, RecvStream, SendStream};
 use sha2::{Digest, Sha256};
@@ -40,7 +40,7 @@ impl Progress {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    fn add(&self, bytes: u64) {
+    pub(crate) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -116,7 +116,9 @@ impl Upload {
                 Reply::BlobState(BlobState::Missing(missing)) => missing,
                 other => return Err(refused(other)),
             };
-            let missing_bytes: u64 = missing.iter().filter_map(|part| part_bytes(total, *part)).sum();
+            let missing_bytes =
+                |missing: &MissingPart| Some(part_bytes(total, missing.part)?.saturating_sub(missing.has));
+            let missing_bytes: u64 = missing.iter().filter_map(missing_bytes).sum();
             progress.set(total.saturating_sub(missing_bytes), total);
             // A later part has what an earlier one leaves: over a slow network that is nothing, and each is there sooner.
             let (mut parts, mut running) = ((0..).zip(missing), JoinSet::new());
@@ -128,8 +130,7 @@ impl Upload {
                 {
                     let (upload, connection, host) = (self.clone(), connection.clone(), host.clone());
                     let progress = progress.clone();
-                    running
-                        .spawn(async move { upload.part(&connection, &host, hash, (part, before), &progress).await });
+                    running.spawn(async move { upload.part(&connection, &host, hash, part, before, &progress).await });
                 }
                 match running.join_next().await {
                     None => break,
@@ -151,7 +152,8 @@ impl Upload {
         connection: &Connection,
         host: &Host,
         hash: BlobHash,
-        (part, before): (u32, i32),
+        MissingPart { part, has }: MissingPart,
+        before: i32,
         progress: &Progress,
     ) -> Result<Result<(), Changed>, Error> {
         let (path, key) = (self.path.clone(), self.key.clone());
@@ -167,9 +169,11 @@ impl Upload {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(Changed)),
             Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
         };
-        let request = Request::PutPart { chat: self.chat.clone(), hash, part };
+        let request = Request::PutPart { chat: self.chat.clone(), hash, part, from: has };
         let (mut send, mut receive) = open(connection, &request, before).await?;
         let mut sealed = Bytes::from(sealed);
+        // A relay that says it has more than there is gets nothing, and refuses.
+        sealed.advance(usize::try_from(has).unwrap_or(usize::MAX).min(sealed.len()));
         while !sealed.is_empty() {
             let piece = sealed.split_to(WRITE_BYTES.min(sealed.len()));
             let bytes = piece.len() as u64;

@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How long a download may make no progress.
-const STALLED: Duration = Duration::from_mins(2);
+/// How long a transfer waits for a connection, before it counts as a failure.
+const OFFLINE: Duration = Duration::from_mins(2);
+/// How long a transfer may make no progress: in a train, minutes are nothing.
+const STALLED: Duration = Duration::from_mins(10);
 /// The wait before it is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a file may take from region to region before it is asked for again; what is copied stays.
@@ -148,7 +150,7 @@ impl Client {
         if !self.owns_connection() {
             return Err(Error::InUse(self.inner.home.clone()));
         }
-        self.wait_connected(STALLED).await?;
+        self.wait_connected(OFFLINE).await?;
         let (done, connection) = oneshot::channel();
         self.jobs.send(Job::Connection { done }).await.map_err(|_| Error::Closed)?;
         connection.await.map_err(|_| Error::Unreachable("the connection ended".to_owned()))
@@ -159,7 +161,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Io`] if there is a file at `path` already, or it cannot be written; [`Error::Refused`] if this user may not
-    /// have it; [`Error::Invalid`] if it is damaged; [`Error::Unreachable`] after two minutes without progress;
+    /// have it; [`Error::Invalid`] if it is damaged; [`Error::Unreachable`] after ten minutes without progress;
     /// [`Error::InUse`] in a process that does not keep the connection. Cancel safe.
     pub async fn fetch_attachment(
         &self,
@@ -218,7 +220,7 @@ impl Client {
             };
             (parts * PART_CHUNKS).min(chunks)
         };
-        let mut done = (first * CHUNK_BYTES).min(plain_bytes);
+        let done = (first * CHUNK_BYTES).min(plain_bytes);
         with(self, target, path, move |target| target.cut(done)).await?;
         *good = Some(first);
         progress.set(done, plain_bytes);
@@ -226,19 +228,19 @@ impl Client {
         let take = async |plain: Vec<u8>| {
             gathered.extend_from_slice(&plain);
             count += 1;
+            progress.add(plain.len() as u64);
             if gathered.len() >= GATHERED_BYTES {
                 let bytes = std::mem::take(&mut gathered);
-                done += bytes.len() as u64;
                 with(self, target, path, move |target| target.append(&bytes)).await?;
                 *good = Some(first + count);
-                progress.set(done, plain_bytes);
             }
             Ok(())
         };
-        download.chunks(&connection, first, chunks, take).await?;
+        let fetched = download.chunks(&connection, first, chunks, take).await;
+        // Over a bad network the next connection may not bring more than this one did.
         with(self, target, path, move |target| target.append(&gathered)).await?;
-        progress.set(plain_bytes, plain_bytes);
-        Ok(())
+        *good = Some(first + count);
+        fetched
     }
 
     /// Sends the file of a message to another chat, without uploading it again: where that chat has another home, its home

@@ -131,11 +131,13 @@ pub enum Request {
         chat: ChatId,
         blob: Manifest,
     },
-    /// The first request of a lane of its own. The part's bytes follow the frame, as they are, and the lane's end.
+    /// The first request of a lane of its own. The part's bytes from `from` on follow the frame, as they are, and the lane's
+    /// end. `from` is 0, or what the latest [`BlobState::Missing`] says.
     PutPart {
         chat: ChatId,
         hash: BlobHash,
         part: u32,
+        from: u64,
     },
     /// The first request of a lane of its own: so many bytes of a blob that the message at `seq` refers to. They follow the
     /// frame of [`Reply::BlobBytes`], as they are, and the lane's end.
@@ -298,7 +300,15 @@ pub enum BlobState {
     /// Whole: messages of this user may refer to it.
     Stored,
     /// These parts are missing.
-    Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::BLOB_PARTS }>")] Vec<u32>),
+    Missing(#[serde(deserialize_with = "bounded::list::<_, _, { limits::BLOB_PARTS }>")] Vec<MissingPart>),
+}
+
+/// A part that is not stored yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingPart {
+    pub part: u32,
+    /// Bytes of it that came already from this device, and that the relay has for the time being.
+    pub has: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

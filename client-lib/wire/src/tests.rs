@@ -105,7 +105,7 @@ fn requests() -> Vec<Request> {
         Request::MarkRead { chat: chat(), up_to: seq(7) },
         Request::Renew { csr: Bytes::from_static(b"csr") },
         Request::BeginBlob { chat: chat(), blob: Manifest { size_bytes: 1 << 20, digests: vec![[9; 32]] } },
-        Request::PutPart { chat: chat(), hash: BlobHash([9; 32]), part: 3 },
+        Request::PutPart { chat: chat(), hash: BlobHash([9; 32]), part: 3, from: 4096 },
         Request::FetchBlob {
             chat: chat(),
             seq: seq(9),
@@ -165,7 +165,10 @@ fn replies() -> Vec<Reply> {
             relays: vec![Address("relay.example:4433".into())],
         },
         Reply::BlobState(BlobState::Stored),
-        Reply::BlobState(BlobState::Missing(vec![0, 300])),
+        Reply::BlobState(BlobState::Missing(vec![
+            MissingPart { part: 0, has: 0 },
+            MissingPart { part: 300, has: 4096 },
+        ])),
         Reply::BlobBytes { len: 1 << 20 },
         Reply::BlobManifest(Manifest { size_bytes: 1 << 20, digests: vec![[9; 32]] }),
         Reply::BlobUrl(BlobUrl { url: "https://blobs.example/9".into(), expires: UnixMillis(1_764_000_000_000) }),

@@ -8,7 +8,7 @@ use crate::quic::{Gone, LaneIn, LaneOut, Unread};
 use bytes::Bytes;
 use godwit_wire::codec::{self, Decoded, FrameReader};
 use godwit_wire::frame::{Reply, Request};
-use godwit_wire::{ChatId, Code, Refusal, UserId};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal};
 use std::time::Duration;
 
 /// How long a lane may bring nothing, or take nothing: over a slow network a part waits for the one before it.
@@ -104,7 +104,7 @@ pub(crate) async fn reply(send: &mut LaneOut, number: u32, reply: &Reply) -> Res
 /// Serves a lane of a device to its end; nobody hears of it but the device.
 pub(crate) async fn serve(
     attachments: Option<&Attachments>,
-    user: &UserId,
+    device: &DeviceId,
     number: u32,
     request: Request,
     mut incoming: Incoming,
@@ -114,7 +114,7 @@ pub(crate) async fn serve(
     let is_home = |attachments: &Attachments| chat_of(&request).is_some_and(|chat| *chat.home() == attachments.region);
     let served = match attachments {
         Some(attachments) if !is_home(attachments) => Ok(Err(Code::NotOwner.into())),
-        Some(attachments) => attachments.serve(user, number, request, &mut incoming, &mut send).await,
+        Some(attachments) => attachments.serve(device, number, request, &mut incoming, &mut send).await,
         None => Ok(Err(off())),
     };
     let written = match served {
@@ -134,19 +134,21 @@ impl Attachments {
     /// The inner error is the reply that is still to be given.
     async fn serve(
         &self,
-        user: &UserId,
+        device: &DeviceId,
         number: u32,
         request: Request,
         incoming: &mut Incoming,
         send: &mut LaneOut,
     ) -> Result<Result<(), Refusal>, Gone> {
         match request {
-            Request::PutPart { hash, part, .. } => match self.take_part(user.clone(), hash, part, incoming).await {
-                Ok(()) => reply(send, number, &Reply::Done).await.map(Ok),
-                Err(refusal) => Ok(Err(refusal)),
-            },
+            Request::PutPart { hash, part, from, .. } => {
+                match self.take_part(device, (hash, part, from), incoming).await {
+                    Ok(()) => reply(send, number, &Reply::Done).await.map(Ok),
+                    Err(refusal) => Ok(Err(refusal)),
+                }
+            }
             Request::FetchBlob { .. } => {
-                let (len, mut reader) = match self.open(user.clone(), request).await {
+                let (len, mut reader) = match self.open(device.user(), request).await {
                     Ok(opened) => opened,
                     Err(refusal) => return Ok(Err(refusal)),
                 };

@@ -116,15 +116,30 @@ impl BlobStore for Files {
         })
     }
 
-    fn put_part<'a>(&'a self, hash: BlobHash, _: &'a str, part: u32, _: Digest32, bytes: Spooled) -> Later<'a, String> {
+    fn put_part<'a>(
+        &'a self,
+        hash: BlobHash,
+        _: &'a str,
+        part: u32,
+        _: Digest32,
+        bytes: Spooled<'a>,
+    ) -> Later<'a, String> {
         let folder = self.upload_of(hash);
+        let (spooled, file) = (bytes.file.path().to_owned(), bytes.file.as_file().try_clone());
         self.run(move || {
             let path = folder.join(name_of(part));
-            bytes.file.as_file().sync_all().map_err(|error| fault(&error, &path))?;
-            // What was put before may have been removed: completing the blob tells.
-            make_folder(&folder).map_err(|error| fault(&error, &folder))?;
-            bytes.file.persist(&path).map_err(|error| fault(&error.error, &path))?;
-            sync_folder(&folder).map_err(|error| fault(&error, &folder))?;
+            let moved = || {
+                file?.sync_all()?;
+                // What was put before may have been removed: completing the blob tells.
+                make_folder(&folder)?;
+                match fs::rename(&spooled, &path) {
+                    // By a call whose end nobody waited for.
+                    Err(error) if is_missing(&error) && path.is_file() => {}
+                    renamed => renamed?,
+                }
+                sync_folder(&folder)
+            };
+            moved().map_err(|error| fault(&error, &path))?;
             Ok(String::new())
         })
     }

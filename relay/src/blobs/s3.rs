@@ -159,7 +159,7 @@ impl BlobStore for S3 {
         upload: &'a str,
         part: u32,
         digest: Digest32,
-        bytes: Spooled,
+        bytes: Spooled<'a>,
     ) -> Later<'a, String> {
         Box::pin(async move {
             let body = ByteStream::read_from().path(bytes.file.path()).buffer_size(READ_BYTES).build().await;

@@ -1,5 +1,5 @@
-//! A part while it comes in: a file without a name, so that a slow device holds disk and not memory, and a crash leaves
-//! nothing. It is checked as it comes, and is worth nothing before it is whole.
+//! A part while it comes in: a file in a folder that is emptied at the start, so that a slow device holds disk and not
+//! memory, and a crash leaves nothing. It is worth nothing before it is whole and checked.
 
 use crate::host::Threads;
 use bytes::Bytes;
@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use tempfile::NamedTempFile;
 
 /// Bytes that are gathered before they are written.
-const GATHERED_BYTES: usize = 256 << 10;
+const GATHERED_BYTES: usize = 128 << 10;
 
 /// A part that is whole and what it should be.
-#[derive(Debug)]
-pub struct Spooled {
-    pub(super) file: NamedTempFile,
+#[derive(Clone, Copy, Debug)]
+pub struct Spooled<'a> {
+    pub(super) file: &'a NamedTempFile,
 }
 
 /// A part that is still coming.
@@ -62,6 +62,11 @@ impl Spool {
         })
     }
 
+    /// What came so far.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// Takes more of it.
     ///
     /// # Errors
@@ -73,10 +78,14 @@ impl Spool {
         }
         self.gathered_bytes += bytes.len();
         self.gathered.push(bytes);
-        if self.gathered_bytes >= GATHERED_BYTES { self.write().await } else { Ok(self) }
+        if self.gathered_bytes >= GATHERED_BYTES { self.flush().await } else { Ok(self) }
     }
 
-    async fn write(mut self) -> Result<Self, SpoolError> {
+    /// Writes what came.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub async fn flush(mut self) -> Result<Self, SpoolError> {
         let threads = self.threads.clone();
         let work = move || {
             for bytes in self.gathered.drain(..) {
@@ -89,19 +98,19 @@ impl Spool {
         Ok(threads.blocking(work).await.map_err(io::Error::other)??)
     }
 
-    /// The whole part.
+    /// The whole part, once all that came is flushed.
     ///
     /// # Errors
     /// It is shorter than it should be, or something else.
-    pub async fn finish(self) -> Result<Spooled, SpoolError> {
+    pub fn check(&self) -> Result<Spooled<'_>, SpoolError> {
         let (size_bytes, digest) = self.expected;
-        if self.size_bytes != size_bytes {
-            return Err(SpoolError::Size(self.size_bytes, size_bytes));
+        let written = self.size_bytes - self.gathered_bytes as u64;
+        if written != size_bytes {
+            return Err(SpoolError::Size(written, size_bytes));
         }
-        let Self { file, hasher, .. } = self.write().await?;
-        if Digest32::from(hasher.finalize()) != digest {
+        if Digest32::from(self.hasher.clone().finalize()) != digest {
             return Err(SpoolError::Digest);
         }
-        Ok(Spooled { file })
+        Ok(Spooled { file: &self.file })
     }
 }

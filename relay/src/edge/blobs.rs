@@ -9,7 +9,7 @@ use crate::peers::{LinkError, PeerLink};
 use crate::quic::{Gone, LaneOut};
 use crate::router::{Route, away};
 use godwit_wire::blob::{BlobHash, Manifest, PART_BYTES, part_bytes};
-use godwit_wire::frame::{self, Reply, Request};
+use godwit_wire::frame::{self, MissingPart, Reply, Request};
 use godwit_wire::{ChatId, Code, Refusal, RegionId, Seq};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) async fn serve(
     };
     match edge.router.route(&home) {
         Route::Here(owner) => {
-            lane::serve(owner.attachments.as_ref(), &session.user, number, request, incoming, send).await;
+            lane::serve(owner.attachments.as_ref(), &session.sender.device, number, request, incoming, send).await;
         }
         Route::There(peer) => {
             send.give_way();
@@ -68,12 +68,18 @@ async fn pass_on(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let up = async {
-        while let Ok(Some(bytes)) = incoming.next().await {
-            if lane::write(&mut there, bytes).await.is_err() {
-                return;
+        loop {
+            match incoming.next().await {
+                Ok(Some(bytes)) => {
+                    if lane::write(&mut there, bytes).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return there.finish(),
+                // What is missing must not look like the end.
+                Err(_) => return there.reset(Code::Unavailable),
             }
         }
-        there.finish();
     };
     let down = async {
         let (first, mut answer) = match answer.read().await {
@@ -148,12 +154,12 @@ async fn copy(
 ) -> Result<(), Refusal> {
     let asked = Request::GetManifest { chat: chat.clone(), seq, hash };
     let Reply::BlobManifest(manifest) = ask(edge, session, chat.home(), asked).await? else { return Err(confused()) };
-    for part in begin(edge, session, to, &manifest).await? {
-        let from = u64::from(part) * PART_BYTES;
-        let len = part_bytes(manifest.size_bytes, part).ok_or_else(confused)?;
+    for MissingPart { part, has } in begin(edge, session, to, &manifest).await? {
+        let from = u64::from(part) * PART_BYTES + has;
+        let len = part_bytes(manifest.size_bytes, part).and_then(|len| len.checked_sub(has)).ok_or_else(confused)?;
         let fetch = Request::FetchBlob { chat: chat.clone(), seq, hash, from, len, url: false };
         let bytes = fetch_part(edge, session, chat.home(), fetch).await?;
-        put_part(edge, session, to, hash, part, bytes).await?;
+        put_part(edge, session, to, (hash, part, has), bytes).await?;
     }
     match begin(edge, session, to, &manifest).await?.as_slice() {
         [] => Ok(()),
@@ -164,7 +170,7 @@ async fn copy(
     }
 }
 
-async fn begin(edge: &Edge, session: &Session, to: &ChatId, manifest: &Manifest) -> Result<Vec<u32>, Refusal> {
+async fn begin(edge: &Edge, session: &Session, to: &ChatId, manifest: &Manifest) -> Result<Vec<MissingPart>, Refusal> {
     let request = Request::BeginBlob { chat: to.clone(), blob: manifest.clone() };
     match ask(edge, session, to.home(), request).await? {
         Reply::BlobState(frame::BlobState::Stored) => Ok(Vec::new()),
@@ -196,17 +202,16 @@ async fn put_part(
     edge: &Edge,
     session: &Session,
     to: &ChatId,
-    hash: BlobHash,
-    part: u32,
+    (hash, part, from): (BlobHash, u32, u64),
     mut bytes: Incoming,
 ) -> Result<(), Refusal> {
     match edge.router.route(to.home()) {
         Route::Here(owner) => {
             let attachments = owner.attachments.as_ref().ok_or_else(off)?;
-            attachments.take_part(session.user.clone(), hash, part, &mut bytes).await
+            attachments.take_part(&session.sender.device, (hash, part, from), &mut bytes).await
         }
         Route::There(peer) => {
-            let request = Request::PutPart { chat: to.clone(), hash, part };
+            let request = Request::PutPart { chat: to.clone(), hash, part, from };
             let (mut send, answer) = open(session, &peer, request).await?;
             while let Some(bytes) = bytes.next().await? {
                 // It may have the part already, and says so.

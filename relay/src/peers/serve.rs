@@ -376,8 +376,7 @@ impl Served {
                 match sender {
                     Ok((owner, sender)) => {
                         let incoming = Incoming::after(reader, receive);
-                        let user = sender.device.user();
-                        lane::serve(owner.attachments.as_ref(), &user, 1, request, incoming, send).await;
+                        lane::serve(owner.attachments.as_ref(), &sender.device, 1, request, incoming, send).await;
                         return Ok(());
                     }
                     Err(refusal) => write(&mut send, &Reply::Refused(refusal)).await,

@@ -129,3 +129,26 @@ fn a_file_crosses_regions_while_the_link_between_them_flaps_and_texts_pass_it() 
     })?;
     Ok(())
 }
+
+#[test]
+fn a_film_arrives_over_a_train_whose_connections_do_not_live_long_enough_for_a_part() -> Result<()> {
+    for seed in [5, 6] {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("film.mp4");
+        let film = film(&path)?;
+        Sim::run(&Options::seed(seed), async move |sim| {
+            relay(&sim, "eu/eu-1", folder.path()).await?;
+            let alice = sim.device("alice@eu/phone", Access::TRAIN).await?;
+            let bob = sim.device("bob@eu/phone", Access::TRAIN).await?;
+            let (chat, _) = alice.direct("bob@eu".parse()?)?;
+            let id = alice.attach(&chat, NewAttachment { path: path.clone(), ..NewAttachment::default() })?;
+            alice.wait_for(id, MessageState::Sent, PATIENCE).await?;
+            let (chat, seq) = received(&bob).await?;
+            let to = folder.path().join("got");
+            bob.fetch_attachment(&chat, seq, &to, &Progress::default()).await?;
+            ensure!(std::fs::read(&to)? == film, "the film is not what it was");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
