@@ -3,7 +3,9 @@
 //!
 //! - [`source`]: a file that is sent, as the parts of its blob; [`target`] one that is received
 //! - [`transfer`]: both, on the wire
+//! - [`http`]: the same without the relay, where a region has it so
 
+pub(crate) mod http;
 pub(crate) mod source;
 pub(crate) mod target;
 pub(crate) mod transfer;

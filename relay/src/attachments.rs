@@ -13,13 +13,13 @@ pub(crate) mod lane;
 mod partial;
 
 use crate::blobs::spool::{Spool, SpoolError};
-use crate::blobs::{BlobFault, BlobReader, BlobStore, StoredPart};
+use crate::blobs::{Address, BlobFault, BlobReader, BlobStore, FoundPart, StoredPart};
 use crate::host::Threads;
 use crate::metrics::Metrics;
 use crate::store::{BlobChange, Store, Upload};
 use godwit_core::blob::{BlobLimits, BlobState};
 use godwit_wire::blob::{BlobHash, Digest32, Manifest, part_bytes};
-use godwit_wire::frame::{self, MissingPart, Reply, Request};
+use godwit_wire::frame::{self, BlobUrl, MissingPart, Reply, Request};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, Refusal, RegionId, Seq, UserId};
 use lane::Incoming;
 pub(crate) use partial::Partials;
@@ -36,6 +36,8 @@ pub(crate) struct Attachments {
     /// Where parts are kept while they come in.
     pub(crate) spool: PathBuf,
     pub(crate) partials: Partials,
+    /// Whether devices get addresses in the store.
+    pub(crate) urls: bool,
     pub(crate) limits: BlobLimits,
     pub(crate) threads: Threads,
     pub(crate) clock: Clock,
@@ -44,6 +46,8 @@ pub(crate) struct Attachments {
 
 /// When a client whose upload got lost should begin anew.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long an address holds.
+const URL_LASTS: Duration = Duration::from_mins(5);
 
 /// How a device hears that its chat's home keeps no attachments.
 pub(crate) fn off() -> Refusal {
@@ -60,6 +64,14 @@ fn not_taken(part: u32, error: &SpoolError) -> Refusal {
         return BlobFault::Store(error.to_string()).refusal();
     }
     Refusal::because(Code::Invalid, format!("part {part}: {error}"))
+}
+
+/// A stretch of a blob.
+enum Opened {
+    /// So many bytes, cut at the blob's end.
+    Bytes(u64, Box<dyn BlobReader>),
+    /// To be had where this says.
+    Elsewhere(Reply),
 }
 
 /// What a part must be, and the name of its upload.
@@ -87,11 +99,17 @@ impl Attachments {
         let hash = manifest.blob().hash;
         self.store.begin_blob(chat, device.user(), manifest, self.limits).await?;
         let came = self.partials.of(device, hash).await;
-        let upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
+        let mut upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
         let name = match &upload.state {
             BlobState::Stored => return Ok(Reply::BlobState(frame::BlobState::Stored)),
             BlobState::Going { .. } => return Err(no_upload(hash)),
-            BlobState::Uploading { upload: Some(name) } => name.clone(),
+            BlobState::Uploading { upload: Some(name) } => {
+                let name = name.clone();
+                if self.urls && self.find_parts(&upload, &name, device).await? {
+                    upload = self.upload(hash).await?.ok_or_else(|| no_upload(hash))?;
+                }
+                name
+            }
             BlobState::Uploading { upload: None } => self.name(hash).await?,
         };
         let missing = upload.missing();
@@ -114,6 +132,47 @@ impl Attachments {
         self.store.change_blob(hash, BlobChange::Stored).await?;
         tracing::debug!(%hash, size_bytes = upload.blob.size_bytes, "blob stored");
         Ok(Reply::BlobState(frame::BlobState::Stored))
+    }
+
+    /// Notes parts that came without this relay. Whether there were any.
+    async fn find_parts(&self, upload: &Upload, name: &str, device: &DeviceId) -> Result<bool, Refusal> {
+        let (hash, missing) = (upload.blob.hash, upload.missing());
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        let mut found = match self.blobs.parts(hash, name).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.lost(hash, name, &error).await),
+        };
+        found.retain(|found| {
+            let digest = usize::try_from(found.part).ok().and_then(|part| upload.manifest.digests.get(part));
+            // One that is none of the blob is put again. Where the store has no digests it is found when all are joined.
+            missing.contains(&found.part)
+                && part_bytes(upload.blob.size_bytes, found.part) == Some(found.bytes)
+                && found.digest.as_ref().is_none_or(|is| Some(is) == digest)
+        });
+        let any = !found.is_empty();
+        for FoundPart { part, bytes, tag, .. } in found {
+            self.metrics.blob_parts.inc();
+            self.store.change_blob(hash, BlobChange::Part { part, bytes, tag, user: device.user() }).await?;
+        }
+        Ok(any)
+    }
+
+    /// Where a part can be brought without this relay.
+    pub(crate) async fn part_url(&self, hash: BlobHash, part: u32) -> Result<Reply, Refusal> {
+        if !self.urls {
+            return Err(Refusal::because(Code::Invalid, "this region takes parts on lanes only"));
+        }
+        let there = || Refusal::retry(Code::Unavailable, AGAIN).explained("the part is there already");
+        let Expected { bytes, digest, upload } = self.expects(hash, part).await?.ok_or_else(there)?;
+        let address = self.blobs.part_url(hash, &upload, part, (bytes, digest), URL_LASTS).await;
+        address.map(|address| self.lasting(address)).map_err(|error| self.fault(&error))
+    }
+
+    fn lasting(&self, Address { url, headers }: Address) -> Reply {
+        self.metrics.blob_urls.inc();
+        Reply::BlobUrl(BlobUrl { url, headers, expires: self.clock.now().plus(URL_LASTS) })
     }
 
     /// Gives an upload its name in the store of blobs. If two do so at once, the first one counts.
@@ -250,20 +309,26 @@ impl Attachments {
 
     /// A stretch of a message's blob, as [`Request::FetchBlob`] names it.
     pub(crate) async fn fetch(&self, user: UserId, wanted: Request) -> Result<Incoming, Refusal> {
-        self.open(user, wanted).await.map(|(_, reader)| Incoming::Store(reader))
+        match self.open(user, wanted).await? {
+            Opened::Bytes(_, reader) => Ok(Incoming::Store(reader)),
+            Opened::Elsewhere(_) => Err(Code::Internal.into()),
+        }
     }
 
-    /// The same, with how long it is: cut at the blob's end.
-    async fn open(&self, user: UserId, wanted: Request) -> Result<(u64, Box<dyn BlobReader>), Refusal> {
-        let Request::FetchBlob { chat, seq, hash, from, len, .. } = wanted else { return Err(Code::Internal.into()) };
+    async fn open(&self, user: UserId, wanted: Request) -> Result<Opened, Refusal> {
+        let Request::FetchBlob { chat, seq, hash, from, len, url } = wanted else { return Err(Code::Internal.into()) };
         let allowed = self.store.read(move |store| store.blob_of(&chat, &user, seq, hash)).await;
         let blob = allowed.map_err(|error| error.refusal())??;
         if from > blob.size_bytes {
             let why = format!("from: {from} is beyond the end of a blob of {} bytes", blob.size_bytes);
             return Err(Refusal::because(Code::Invalid, why));
         }
+        if url && self.urls {
+            let address = self.blobs.url(hash, URL_LASTS).await.map_err(|error| self.fault(&error))?;
+            return Ok(Opened::Elsewhere(self.lasting(address)));
+        }
         let end = from.saturating_add(len).min(blob.size_bytes);
         let reader = self.blobs.read(blob, from..end).await.map_err(|error| self.fault(&error))?;
-        Ok((end - from, reader))
+        Ok(Opened::Bytes(end - from, reader))
     }
 }

@@ -15,6 +15,7 @@ pub mod spool;
 
 use bytes::Bytes;
 use godwit_wire::blob::{BlobHash, BlobRef, Digest32};
+use godwit_wire::frame::Header;
 use godwit_wire::{Code, Refusal};
 use spool::Spooled;
 use std::fmt;
@@ -61,6 +62,30 @@ pub struct StoredPart {
     pub tag: String,
 }
 
+/// A part as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundPart {
+    pub part: u32,
+    pub bytes: u64,
+    /// If the store computes it.
+    pub digest: Option<Digest32>,
+    pub tag: String,
+}
+
+/// Where bytes can be had from the store, or brought to it, without this relay: a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address {
+    pub url: String,
+    /// What the request must say.
+    pub headers: Vec<Header>,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Address")
+    }
+}
+
 /// Something in the store, as a look through all of it finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -97,8 +122,24 @@ pub trait BlobStore: Send + Sync + fmt::Debug + 'static {
 
     fn remove(&self, hash: BlobHash) -> Later<'_, ()>;
 
-    /// Where a blob can be had without this relay for so long; none if it cannot.
-    fn url(&self, hash: BlobHash, lasts: Duration) -> Later<'_, Option<String>>;
+    /// Where a blob can be had for so long.
+    ///
+    /// # Errors
+    /// [`BlobFault::Store`] if this store has no addresses; the same of all others of them.
+    fn url(&self, hash: BlobHash, lasts: Duration) -> Later<'_, Address>;
+
+    /// Where a part of so many bytes, and no others, can be brought for so long.
+    fn part_url<'a>(
+        &'a self,
+        hash: BlobHash,
+        upload: &'a str,
+        part: u32,
+        expected: (u64, Digest32),
+        lasts: Duration,
+    ) -> Later<'a, Address>;
+
+    /// The parts of an upload, however they came.
+    fn parts<'a>(&'a self, hash: BlobHash, upload: &'a str) -> Later<'a, Vec<FoundPart>>;
 
     /// All that is there and was last changed before `before`.
     fn list(&self, before: SystemTime) -> Later<'_, Vec<Found>>;

@@ -154,12 +154,16 @@ pub struct S3Section {
     pub endpoint: Option<String>,
     /// The bucket in the host's name (`virtual`), or in the path (`path`), as most other servers need it.
     pub addressing_style: AddressingStyle,
+    /// Devices move large files to and from the bucket themselves, under addresses that hold for five minutes: the bucket
+    /// must be reachable for them, and sees where they are.
+    #[serde(deserialize_with = "values::switch")]
+    pub urls: bool,
 }
 
 #[cfg(feature = "s3")]
 impl S3Section {
     pub fn bucket(&self) -> Bucket {
-        let Self { bucket, prefix, region, endpoint, addressing_style } = self.clone();
+        let Self { bucket, prefix, region, endpoint, addressing_style, .. } = self.clone();
         Bucket { name: bucket, prefix, region, endpoint, path_style: addressing_style == AddressingStyle::Path }
     }
 }

@@ -61,6 +61,7 @@ metrics! {
     blob_bytes_out: Counter, "blob_bytes_out", "Bytes of attachments that went out";
     blob_parts: Counter, "blob_parts", "Parts of attachments that were stored";
     blob_resumes: Counter, "blob_resumes", "Uploads that went on where they had stopped";
+    blob_urls: Counter, "blob_urls", "Addresses in the store of attachments that were given to devices";
     blob_faults: Counter, "blob_faults", "Times that the store of attachments failed";
     blob_store_latency: Histogram (Seconds), "blob_store_latency", "Time that storing a part takes", exponential_buckets(0.001, 2.0, 16);
     blobs_collected: Counter, "blobs_collected", "Attachments and uploads removed because nothing referred to them";

@@ -89,6 +89,7 @@ impl Owner {
             Request::GetManifest { chat, seq, hash } => {
                 self.attachments(&chat)?.manifest(device.user(), chat, seq, hash).await?
             }
+            Request::PartUrl { chat, hash, part } => self.attachments(&chat)?.part_url(hash, part).await?,
             Request::Renew { csr } => self.renew(sender, &csr).await?,
             // Taken by sessions and their lanes; named so that a new request is not forgotten here.
             Request::Hello(_)

@@ -160,6 +160,7 @@ async fn attachments(
         blobs,
         spool: files::make_spool(&folder).map_err(unusable)?,
         partials: Partials::default(),
+        urls: config.attachments.store == BlobStoreKind::S3 && config.s3.urls,
         limits: config.blobs(),
         threads: host.threads.clone(),
         clock: host.crypto.clock.clone(),

@@ -22,7 +22,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// A file whose every stretch is its own.
-fn file(folder: &Path, name: &str, bytes: usize) -> Result<PathBuf> {
+pub(crate) fn file(folder: &Path, name: &str, bytes: usize) -> Result<PathBuf> {
     let path = folder.join(name);
     let mut content = Vec::with_capacity(bytes);
     let mut block = Sha256::digest(name);
@@ -35,18 +35,18 @@ fn file(folder: &Path, name: &str, bytes: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn new(path: &Path, caption: &str) -> NewAttachment {
+pub(crate) fn new(path: &Path, caption: &str) -> NewAttachment {
     let (path, caption) = (path.to_owned(), caption.to_owned());
     NewAttachment { path, caption, media_type: "video/mp4".to_owned(), ..NewAttachment::default() }
 }
 
-async fn sent(client: &Client, chat: &ChatId, attachment: NewAttachment) -> Result<Seq> {
+pub(crate) async fn sent(client: &Client, chat: &ChatId, attachment: NewAttachment) -> Result<Seq> {
     let id = client.attach(chat, attachment)?;
     client.wait_for(id, MessageState::Sent, PATIENCE).await?.seq.context("sent without a seq")
 }
 
 /// The next file that comes.
-async fn received(client: &Client) -> Result<(ChatId, Seq, Attachment)> {
+pub(crate) async fn received(client: &Client) -> Result<(ChatId, Seq, Attachment)> {
     let mut events = client.events()?;
     loop {
         if let Event::MessageReceived { chat, message } = event(client, &mut events).await?
@@ -57,7 +57,7 @@ async fn received(client: &Client) -> Result<(ChatId, Seq, Attachment)> {
     }
 }
 
-async fn fetched(client: &Client, chat: &ChatId, seq: Seq, to: &Path) -> Result<Vec<u8>> {
+pub(crate) async fn fetched(client: &Client, chat: &ChatId, seq: Seq, to: &Path) -> Result<Vec<u8>> {
     client.fetch_attachment(chat, seq, to, &Progress::default()).await?;
     Ok(std::fs::read(to)?)
 }
@@ -638,17 +638,8 @@ async fn killed_relays_and_apps_go_on_with_files() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_relays_and_apps_go_on_with_a_bucket() -> Result<()> {
     let bucket = seaweed::bucket("kills").await?;
-    survives_kills(&[
-        ("GODWIT_ATTACHMENTS__STORE", "s3"),
-        ("GODWIT_S3__BUCKET", &bucket.name),
-        ("GODWIT_S3__PREFIX", &bucket.prefix),
-        ("GODWIT_S3__REGION", "us-east-1"),
-        ("GODWIT_S3__ENDPOINT", seaweed::endpoint().await?),
-        ("GODWIT_S3__ADDRESSING_STYLE", "path"),
-        ("AWS_ACCESS_KEY_ID", seaweed::ACCESS_KEY),
-        ("AWS_SECRET_ACCESS_KEY", seaweed::SECRET_KEY),
-    ])
-    .await
+    let settings = seaweed::environment(&bucket, seaweed::endpoint().await?);
+    survives_kills(&settings.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

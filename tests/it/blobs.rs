@@ -1,11 +1,12 @@
 //! What every store of blobs must do: one suite, for each of them.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use godwit_relay::blobs::files::{Files, make_spool};
 use godwit_relay::blobs::s3::S3;
 use godwit_relay::blobs::spool::{Spool, SpoolError};
-use godwit_relay::blobs::{BlobFault, BlobStore, Found, StoredPart};
+use godwit_relay::blobs::{Address, BlobFault, BlobStore, Found, FoundPart, StoredPart};
 use godwit_relay::host::Threads;
+use godwit_tests::cluster::until;
 use godwit_tests::seaweed;
 use godwit_wire::blob::{BlobHash, BlobRef, Digest32, PART_BYTES};
 use sha2::{Digest, Sha256};
@@ -149,8 +150,6 @@ async fn a_bucket_checks_what_it_keeps_and_who_asks() -> Result<()> {
     ensure!(matches!(store.complete(longer, &upload, part(&tag)).await, Err(BlobFault::Store(_))));
     store.complete(blob, &upload, part(&tag)).await?;
 
-    let url = store.url(blob.hash, Duration::from_mins(5)).await?.context("a URL")?;
-    ensure!(!url.contains(seaweed::SECRET_KEY));
     let stranger = S3::with_client(seaweed::client(endpoint, "another"), bucket);
     ensure!(matches!(stranger.read(blob, 0..10).await.map(drop), Err(BlobFault::Store(_))));
     // A server that is down is a fault, and no blob that is missing.
@@ -158,6 +157,74 @@ async fn a_bucket_checks_what_it_keeps_and_who_asks() -> Result<()> {
         S3::with_client(seaweed::client("http://127.0.0.1:9", seaweed::SECRET_KEY), seaweed::bucket("down").await?);
     ensure!(matches!(down.read(blob, 0..10).await.map(drop), Err(BlobFault::Store(_))));
     ensure!(matches!(down.begin(blob.hash).await, Err(BlobFault::Store(_))));
+    Ok(())
+}
+
+/// Asks at an address for a stretch; the status and what came.
+fn get(address: &Address, range: &str) -> Result<(u16, Vec<u8>)> {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+    let mut get = ureq::Agent::from(config).get(&address.url).header("range", range);
+    for header in &address.headers {
+        get = get.header(&header.name, &header.value);
+    }
+    let mut answer = get.call()?;
+    Ok((answer.status().as_u16(), answer.body_mut().read_to_vec()?))
+}
+
+fn put(address: &Address, bytes: &[u8]) -> Result<u16> {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+    let mut put = ureq::Agent::from(config).put(&address.url);
+    for header in address.headers.iter().filter(|header| header.name != "content-length") {
+        put = put.header(&header.name, &header.value);
+    }
+    Ok(put.send(bytes)?.status().as_u16())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_gives_addresses_for_one_thing_and_a_while() -> Result<()> {
+    const LASTS: Duration = Duration::from_mins(5);
+    let (_folder, spool) = spool()?;
+    let store = S3::with_client(
+        seaweed::client(seaweed::endpoint().await?, seaweed::SECRET_KEY),
+        seaweed::bucket("addresses").await?,
+    );
+    let parts = [stretch(1, PART_BYTES), stretch(2, 5000)];
+    let digests: Vec<Digest32> = parts.iter().map(|part| digest(part)).collect();
+    let blob = BlobRef { hash: BlobHash::of_parts(&digests), size_bytes: PART_BYTES + 5000 };
+    let hash = blob.hash;
+    let upload = store.begin(hash).await?;
+    ensure!(store.parts(hash, &upload).await?.is_empty());
+    let first = store.part_url(hash, &upload, 0, (PART_BYTES, digests[0]), LASTS).await?;
+    ensure!(!format!("{first:?}{}", first.url).contains(seaweed::SECRET_KEY) && format!("{first:?}") == "Address");
+    let mut wrong = parts[0].clone();
+    wrong[77] ^= 1;
+    ensure!(put(&first, &wrong)? == 400, "it is for one part");
+    ensure!(put(&first, &parts[0][1..])? == 403, "of its length");
+    ensure!(put(&first, &parts[0])? == 200);
+    let taken = spooled(&spool, &parts[1]).await?;
+    let tag = store.put_part(hash, &upload, 1, digests[1], taken.check()?).await?;
+    let found = store.parts(hash, &upload).await?;
+    let [one, two] = found.as_slice() else { bail!("{found:?}") };
+    ensure!((one.part, one.bytes, two.part, two.bytes, &two.tag) == (0, PART_BYTES, 1, 5000, &tag), "{found:?}");
+    ensure!(found.iter().all(|found| found.digest.is_none_or(|is| is == digests[found.part as usize])));
+    let part = |found: &FoundPart| StoredPart {
+        part: found.part,
+        digest: digests[found.part as usize],
+        tag: found.tag.clone(),
+    };
+    store.complete(blob, &upload, found.iter().map(part).collect()).await?;
+    ensure!(is_missing(store.parts(hash, &upload).await));
+
+    let address = store.url(hash, LASTS).await?;
+    let last = format!("bytes={}-{}", PART_BYTES - 10, PART_BYTES + 9);
+    let expected = [&parts[0][parts[0].len() - 10..], &parts[1][..10]].concat();
+    ensure!(get(&address, &last)? == (206, expected));
+    ensure!(put(&address, b"other")? == 403, "it is to be read from");
+    let other = address.url.replace(&hash.to_string(), &BlobHash([0; 32]).to_string());
+    ensure!(get(&Address { url: other, headers: vec![] }, "bytes=0-9")?.0 == 403, "it is of one blob");
+    let short = store.url(hash, Duration::from_secs(1)).await?;
+    let expired = || get(&short, "bytes=0-9").is_ok_and(|(status, _)| status == 403);
+    until("the address to expire", expired).await?;
     Ok(())
 }
 

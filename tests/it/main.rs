@@ -1,5 +1,6 @@
 //! Relays and clients over real sockets: one module a behaviour.
 
+mod addresses;
 mod attachments;
 mod blobs;
 mod clients;

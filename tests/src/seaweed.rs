@@ -57,6 +57,22 @@ pub fn client(endpoint: &str, secret: &str) -> Client {
     Client::from_conf(config.build())
 }
 
+/// How a relay process is told of a bucket there, under which `endpoint`.
+pub fn environment(bucket: &Bucket, endpoint: &str) -> Vec<(&'static str, String)> {
+    [
+        ("GODWIT_ATTACHMENTS__STORE", "s3"),
+        ("GODWIT_S3__BUCKET", &bucket.name),
+        ("GODWIT_S3__PREFIX", &bucket.prefix),
+        ("GODWIT_S3__REGION", REGION),
+        ("GODWIT_S3__ENDPOINT", endpoint),
+        ("GODWIT_S3__ADDRESSING_STYLE", "path"),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .to_vec()
+}
+
 /// A part of the server's bucket that nobody else uses. A bucket for each test would take volumes of its own, of which the
 /// server has few.
 pub async fn bucket(prefix: &str) -> Result<Bucket> {

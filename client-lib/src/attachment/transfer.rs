@@ -1,6 +1,7 @@
 //! Files on the wire: parts up, chunks down, each on a stream of its own that gives way to messages.
 
 use super::Attachment;
+use super::http::{self, Pieces};
 use super::source::Source;
 use crate::error::Error;
 use crate::host::Host;
@@ -13,9 +14,10 @@ use godwit_wire::frame::{BlobState, MissingPart, Reply, Request};
 use godwit_wire::{ChatId, Code, Refusal, Seq};
 use quinn::{Connection, RecvStream, SendStream};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -26,6 +28,8 @@ const IDLE: Duration = Duration::from_secs(30);
 /// Bytes written at a time.
 const WRITE_BYTES: usize = 128 << 10;
 const READ_BYTES: usize = 64 << 10;
+/// Chunks that are asked for at a time at an address, which holds for minutes.
+const HTTP_CHUNKS: u64 = 8 * PART_CHUNKS;
 
 /// How far a file is. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +46,10 @@ impl Progress {
 
     pub(crate) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn take_back(&self, bytes: u64) {
+        self.done.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Bytes that are where they should be, and all; both 0 before it begins.
@@ -106,6 +114,8 @@ impl Upload {
     ) -> Result<Result<(), Changed>, Error> {
         let total = self.manifest.size_bytes;
         let hash = self.manifest.blob().hash;
+        // What came by HTTP and is missing all the same is brought otherwise.
+        let mut by_http = http::is_possible(host);
         loop {
             let begin = Request::BeginBlob { chat: self.chat.clone(), blob: self.manifest.clone() };
             let missing = match one_shot(connection, &begin).await? {
@@ -120,17 +130,18 @@ impl Upload {
                 |missing: &MissingPart| Some(part_bytes(total, missing.part)?.saturating_sub(missing.has));
             let missing_bytes: u64 = missing.iter().filter_map(missing_bytes).sum();
             progress.set(total.saturating_sub(missing_bytes), total);
+            let can_http = Arc::new(AtomicBool::new(std::mem::take(&mut by_http)));
             // A later part has what an earlier one leaves: over a slow network that is nothing, and each is there sooner.
             let (mut parts, mut running) = ((0..).zip(missing), JoinSet::new());
             let mut failed = None;
             loop {
                 while failed.is_none()
                     && running.len() < PARTS
-                    && let Some((before, part)) = parts.next()
+                    && let Some((before, missing)) = parts.next()
                 {
                     let (upload, connection, host) = (self.clone(), connection.clone(), host.clone());
-                    let progress = progress.clone();
-                    running.spawn(async move { upload.part(&connection, &host, hash, part, before, &progress).await });
+                    let part = Part { hash, missing, before, progress: progress.clone(), can_http: can_http.clone() };
+                    running.spawn(async move { upload.part(&connection, &host, part).await });
                 }
                 match running.join_next().await {
                     None => break,
@@ -147,31 +158,65 @@ impl Upload {
         }
     }
 
-    async fn part(
-        &self,
-        connection: &Connection,
-        host: &Host,
-        hash: BlobHash,
-        MissingPart { part, has }: MissingPart,
-        before: i32,
-        progress: &Progress,
-    ) -> Result<Result<(), Changed>, Error> {
-        let (path, key) = (self.path.clone(), self.key.clone());
-        let digest = usize::try_from(part).ok().and_then(|part| self.manifest.digests.get(part)).copied();
+    async fn part(&self, connection: &Connection, host: &Host, part: Part) -> Result<Result<(), Changed>, Error> {
+        let (path, key, number) = (self.path.clone(), self.key.clone(), part.missing.part);
+        let digest = usize::try_from(number).ok().and_then(|part| self.manifest.digests.get(part)).copied();
         let reading = move || {
-            let sealed = Source::open(&path, &key)?.part(part.into())?;
+            let sealed = Source::open(&path, &key)?.part(number.into())?;
             let is_it = digest == Some(Digest32::from(Sha256::digest(&sealed)));
             Ok(is_it.then_some(sealed))
         };
         let sealed = match host.blocking(reading).await {
-            Ok(Some(sealed)) => sealed,
+            Ok(Some(sealed)) => Bytes::from(sealed),
             Ok(None) => return Ok(Err(Changed)),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(Changed)),
             Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
         };
-        let request = Request::PutPart { chat: self.chat.clone(), hash, part, from: has };
-        let (mut send, mut receive) = open(connection, &request, before).await?;
-        let mut sealed = Bytes::from(sealed);
+        // What is smaller is there sooner on a lane, as is what came of it already.
+        let is_large = sealed.len() as u64 == PART_BYTES && part.missing.has == 0;
+        if is_large && part.can_http.load(Ordering::Relaxed) {
+            if self.part_by_http(connection, host, &part, &sealed).await? {
+                return Ok(Ok(()));
+            }
+            part.can_http.store(false, Ordering::Relaxed);
+        }
+        self.part_by_lane(connection, &part, sealed).await.map(Ok)
+    }
+
+    /// False if it cannot be brought so.
+    async fn part_by_http(
+        &self,
+        connection: &Connection,
+        host: &Host,
+        part: &Part,
+        sealed: &Bytes,
+    ) -> Result<bool, Error> {
+        let asked = Request::PartUrl { chat: self.chat.clone(), hash: part.hash, part: part.missing.part };
+        let url = match one_shot(connection, &asked).await? {
+            Reply::BlobUrl(url) => url,
+            Reply::Refused(refusal) if refusal.code.is_passing() => return Err(refusal.into()),
+            _ => return Ok(false),
+        };
+        let written = Arc::new(AtomicU64::new(0));
+        let count = {
+            let (progress, written) = (part.progress.clone(), written.clone());
+            move |bytes| {
+                progress.add(bytes);
+                written.fetch_add(bytes, Ordering::Relaxed);
+            }
+        };
+        let put = http::put(host, url, sealed.clone(), count).await;
+        if let Err(error) = &put {
+            tracing::debug!(%error, "a part goes over the relay");
+            part.progress.take_back(written.load(Ordering::Relaxed));
+        }
+        Ok(put.is_ok())
+    }
+
+    async fn part_by_lane(&self, connection: &Connection, part: &Part, mut sealed: Bytes) -> Result<(), Error> {
+        let MissingPart { part: number, has } = part.missing;
+        let request = Request::PutPart { chat: self.chat.clone(), hash: part.hash, part: number, from: has };
+        let (mut send, mut receive) = open(connection, &request, part.before).await?;
         // A relay that says it has more than there is gets nothing, and refuses.
         sealed.advance(usize::try_from(has).unwrap_or(usize::MAX).min(sealed.len()));
         while !sealed.is_empty() {
@@ -182,17 +227,29 @@ impl Upload {
             if send.write_chunk(piece).await.is_err() {
                 break;
             }
-            progress.add(bytes);
+            part.progress.add(bytes);
         }
         // It fails only if the stream has ended.
         let _ = send.finish();
         // What is written is not yet there: over a slow network that takes its time.
         let _ = send.stopped().await;
         match in_time(read_reply(&mut receive, &mut FrameReader::default())).await? {
-            Reply::Done => Ok(Ok(())),
+            Reply::Done => Ok(()),
             other => Err(refused(other)),
         }
     }
+}
+
+/// A part that is to be brought.
+#[derive(Debug)]
+struct Part {
+    hash: BlobHash,
+    missing: MissingPart,
+    /// Parts that go before it.
+    before: i32,
+    progress: Progress,
+    /// Shared by all parts: one that fails stands for all.
+    can_http: Arc<AtomicBool>,
 }
 
 /// A file of a message, to be had from its chat's home.
@@ -202,6 +259,28 @@ pub(crate) struct Download {
     seq: Seq,
     pub(crate) attachment: Attachment,
     pub(crate) cipher: Cipher,
+    /// Not tried yet, or it worked.
+    can_http: AtomicBool,
+}
+
+/// Where the bytes of a stretch come from.
+enum Stretch {
+    Lane { rest: Bytes, receive: RecvStream },
+    Http(Pieces),
+}
+
+impl Stretch {
+    /// More of it; none at its end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Lane { rest, .. } if !rest.is_empty() => Ok(Some(std::mem::take(rest))),
+            Self::Lane { receive, .. } => {
+                let read = receive.read_chunk(READ_BYTES, true).await.map_err(unreachable)?;
+                Ok(read.map(|chunk| chunk.bytes))
+            }
+            Self::Http(pieces) => pieces.recv().await.transpose().map_err(unreachable),
+        }
+    }
 }
 
 fn damaged(Damaged(chunk): Damaged) -> Error {
@@ -211,12 +290,13 @@ fn damaged(Damaged(chunk): Damaged) -> Error {
 impl Download {
     /// # Errors
     /// [`Error::Invalid`] if what the message says of the file contradicts itself.
-    pub(crate) fn new(chat: &ChatId, seq: Seq, attachment: Attachment) -> Result<Self, Error> {
+    pub(crate) fn new(host: &Host, chat: &ChatId, seq: Seq, attachment: Attachment) -> Result<Self, Error> {
         let cipher = Cipher::new(&attachment.key, attachment.size_bytes);
         if cipher.sealed_bytes() != attachment.blob.size_bytes {
             return Err(Error::Invalid("the attachment's sizes do not fit each other".to_owned()));
         }
-        Ok(Self { chat: chat.clone(), seq, attachment, cipher })
+        let can_http = AtomicBool::new(http::is_possible(host));
+        Ok(Self { chat: chat.clone(), seq, attachment, cipher, can_http })
     }
 
     /// What the parts of the file are.
@@ -234,39 +314,78 @@ impl Download {
     pub(crate) async fn chunks(
         &self,
         connection: &Connection,
+        host: &Host,
         first: u64,
         end: u64,
         mut take: impl AsyncFnMut(Vec<u8>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let cipher = &self.cipher;
-        if first >= end {
-            return Ok(());
+        let mut at = first;
+        while at < end {
+            // What is smaller is here sooner from the relay.
+            let by_http = end - at >= PART_CHUNKS && self.can_http.load(Ordering::Relaxed);
+            let until = if by_http { end.min(at + HTTP_CHUNKS) } else { end };
+            let mut stretch = self.open(connection, host, at..until, by_http).await?;
+            let is_http = matches!(stretch, Stretch::Http(_));
+            let begun = at;
+            let read = self.read(&mut stretch, &mut at, until, &mut take).await;
+            match read {
+                Err(error) if is_http && at == begun => {
+                    tracing::debug!(%error, "a file comes over the relay");
+                    self.can_http.store(false, Ordering::Relaxed);
+                }
+                read => read?,
+            }
         }
-        let (from, to) = (cipher.sealed_of(first).start, cipher.sealed_of(end - 1).end);
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        connection: &Connection,
+        host: &Host,
+        chunks: Range<u64>,
+        url: bool,
+    ) -> Result<Stretch, Error> {
+        let (from, to) = (self.cipher.sealed_of(chunks.start).start, self.cipher.sealed_of(chunks.end - 1).end);
         let (chat, hash) = (self.chat.clone(), self.attachment.blob.hash);
-        let request = Request::FetchBlob { chat, seq: self.seq, hash, from, len: to - from, url: false };
+        let request = Request::FetchBlob { chat, seq: self.seq, hash, from, len: to - from, url };
         let (mut send, mut receive) = open(connection, &request, 0).await?;
         // It fails only if the stream has ended.
         let _ = send.finish();
         let mut reader = FrameReader::default();
         match in_time(read_reply(&mut receive, &mut reader)).await? {
-            Reply::BlobBytes { len } if len == to - from => {}
-            Reply::BlobBytes { .. } => return Err(confused()),
-            other => return Err(refused(other)),
+            Reply::BlobBytes { len } if len == to - from => {
+                if url {
+                    self.can_http.store(false, Ordering::Relaxed);
+                }
+                Ok(Stretch::Lane { rest: reader.into_rest(), receive })
+            }
+            Reply::BlobUrl(from_there) if url => Ok(Stretch::Http(http::get(host, from_there, from..to))),
+            Reply::BlobBytes { .. } | Reply::BlobUrl(_) => Err(confused()),
+            other => Err(refused(other)),
         }
-        let mut buffer = reader.into_rest().to_vec();
-        for chunk in first..end {
-            let sealed = cipher.sealed_of(chunk);
+    }
+
+    async fn read(
+        &self,
+        stretch: &mut Stretch,
+        at: &mut u64,
+        until: u64,
+        take: &mut impl AsyncFnMut(Vec<u8>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        while *at < until {
+            let sealed = self.cipher.sealed_of(*at);
             let len = usize::try_from(sealed.end - sealed.start).expect("a chunk is small");
             while buffer.len() < len {
-                let read = async { receive.read_chunk(READ_BYTES, true).await.map_err(unreachable) };
-                let more = in_time(read).await?;
-                buffer.extend_from_slice(&more.ok_or_else(|| unreachable("the attachment broke off"))?.bytes);
+                let more = in_time(stretch.next()).await?;
+                buffer.extend_from_slice(&more.ok_or_else(|| unreachable("the attachment broke off"))?);
             }
             let rest = buffer.split_off(len);
             let mut plain = std::mem::replace(&mut buffer, rest);
-            cipher.open(chunk, &mut plain).map_err(damaged)?;
+            self.cipher.open(*at, &mut plain).map_err(damaged)?;
             take(plain).await?;
+            *at += 1;
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ impl Client {
         path: &Path,
         progress: &Progress,
     ) -> Result<Attachment, Error> {
-        let download = Download::new(chat, seq, self.attachment(chat, seq).await?)?;
+        let download = Download::new(&self.inner.host, chat, seq, self.attachment(chat, seq).await?)?;
         let (to, hash) = (path.to_owned(), download.attachment.blob.hash);
         let opened = self.inner.host.blocking(move || Target::open(&to, hash)).await.map_err(io_error(path))?;
         let target = Arc::new(Mutex::new(opened));
@@ -236,7 +236,7 @@ impl Client {
             }
             Ok(())
         };
-        let fetched = download.chunks(&connection, first, chunks, take).await;
+        let fetched = download.chunks(&connection, &self.inner.host, first, chunks, take).await;
         // Over a bad network the next connection may not bring more than this one did.
         with(self, target, path, move |target| target.append(&gathered)).await?;
         *good = Some(first + count);
@@ -292,7 +292,7 @@ impl Client {
         let attachment = self.attachment(chat, seq).await?;
         let end = range.end.min(attachment.size_bytes);
         let start = range.start.min(end);
-        let download = Download::new(chat, seq, attachment)?;
+        let download = Download::new(&self.inner.host, chat, seq, attachment)?;
         if start == end {
             return Ok(Vec::new());
         }
@@ -302,7 +302,7 @@ impl Client {
             bytes.extend_from_slice(&plain);
             Ok(())
         };
-        download.chunks(&self.connection().await?, first, last, take).await?;
+        download.chunks(&self.connection().await?, &self.inner.host, first, last, take).await?;
         let skip = usize::try_from(start - first * CHUNK_BYTES).expect("a chunk is small");
         let len = usize::try_from(end - start).expect("a stretch is small");
         Ok(bytes.get(skip..skip + len).unwrap_or_default().to_vec())

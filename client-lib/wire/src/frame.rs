@@ -164,10 +164,17 @@ pub enum Request {
         hash: BlobHash,
         to: ChatId,
     },
+    /// Where a part can be brought by HTTP PUT. Answered with [`Reply::BlobUrl`]; refused with [`crate::Code::Invalid`] where
+    /// parts come on lanes only. What was brought is noticed when [`Request::BeginBlob`] asks again.
+    PartUrl {
+        chat: ChatId,
+        hash: BlobHash,
+        part: u32,
+    },
 }
 
 impl Request {
-    pub(crate) const VARIANTS: u32 = 16;
+    pub(crate) const VARIANTS: u32 = 17;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -287,7 +294,8 @@ pub enum Reply {
         len: u64,
     },
     BlobManifest(Manifest),
-    /// Where a blob can be had by HTTP GET, in ranges, until `expires`, without any further proof: a secret.
+    /// Where a blob can be had by HTTP GET, in ranges, or a part brought, until `expires`, without any further proof: a
+    /// secret.
     BlobUrl(BlobUrl),
 }
 
@@ -315,7 +323,24 @@ pub struct MissingPart {
 pub struct BlobUrl {
     #[serde(deserialize_with = "bounded::text::<_, { limits::URL_BYTES }>")]
     pub url: String,
+    /// What the request must say.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::URL_HEADERS }>")]
+    pub headers: Vec<Header>,
     pub expires: UnixMillis,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    #[serde(deserialize_with = "bounded::text::<_, { limits::HEADER_BYTES }>")]
+    pub name: String,
+    #[serde(deserialize_with = "bounded::text::<_, { limits::HEADER_BYTES }>")]
+    pub value: String,
+}
+
+impl std::fmt::Debug for Header {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Header").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for BlobUrl {

@@ -36,5 +36,8 @@ pub const EXPLANATION_BYTES: usize = 256;
 pub const ADDRESSES: usize = 16;
 /// Bytes of the address of a blob.
 pub const URL_BYTES: usize = 4096;
+/// Headers that a request to such an address must have, and bytes of a name or a value.
+pub const URL_HEADERS: usize = 16;
+pub const HEADER_BYTES: usize = 256;
 /// Hidden ranges named in one page of history.
 pub const RANGES: usize = 512;

@@ -121,6 +121,7 @@ fn requests() -> Vec<Request> {
             hash: BlobHash([9; 32]),
             to: ChatId::direct(&"alice@eu".parse().unwrap(), &"bob@us".parse().unwrap()),
         },
+        Request::PartUrl { chat: chat(), hash: BlobHash([9; 32]), part: 3 },
     ]);
     all
 }
@@ -171,7 +172,11 @@ fn replies() -> Vec<Reply> {
         ])),
         Reply::BlobBytes { len: 1 << 20 },
         Reply::BlobManifest(Manifest { size_bytes: 1 << 20, digests: vec![[9; 32]] }),
-        Reply::BlobUrl(BlobUrl { url: "https://blobs.example/9".into(), expires: UnixMillis(1_764_000_000_000) }),
+        Reply::BlobUrl(BlobUrl {
+            url: "https://blobs.example/9".into(),
+            headers: vec![Header { name: "content-length".into(), value: "5".into() }],
+            expires: UnixMillis(1_764_000_000_000),
+        }),
     ]
 }
 

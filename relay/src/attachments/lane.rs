@@ -1,7 +1,7 @@
 //! Lanes on which the bytes of blobs travel: after the frame of their one request, or of its reply, they carry bytes as they
 //! are. They give way to all other lanes.
 
-use super::{Attachments, off};
+use super::{Attachments, Opened, off};
 use crate::blobs::BlobReader;
 use crate::peers::LinkError;
 use crate::quic::{Gone, LaneIn, LaneOut, Unread};
@@ -149,7 +149,8 @@ impl Attachments {
             }
             Request::FetchBlob { .. } => {
                 let (len, mut reader) = match self.open(device.user(), request).await {
-                    Ok(opened) => opened,
+                    Ok(Opened::Bytes(len, reader)) => (len, reader),
+                    Ok(Opened::Elsewhere(url)) => return reply(send, number, &url).await.map(Ok),
                     Err(refusal) => return Ok(Err(refusal)),
                 };
                 reply(send, number, &Reply::BlobBytes { len }).await?;

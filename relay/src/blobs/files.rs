@@ -10,7 +10,7 @@
 //! folder. So after a crash a part or a blob is whole or not there, and nothing is copied.
 
 use super::spool::Spooled;
-use super::{BlobFault, BlobReader, BlobStore, Found, Later, StoredPart};
+use super::{Address, BlobFault, BlobReader, BlobStore, Found, FoundPart, Later, StoredPart};
 use crate::host::Threads;
 use bytes::{Bytes, BytesMut};
 use godwit_wire::blob::{BlobHash, BlobRef, Digest32, PART_BYTES, part_bytes};
@@ -94,6 +94,10 @@ impl Files {
             done.map_err(|error| BlobFault::Store(error.to_string()))?
         })
     }
+}
+
+fn no_addresses() -> BlobFault {
+    BlobFault::Store("files have no addresses".to_owned())
 }
 
 fn name_of(part: u32) -> String {
@@ -189,8 +193,16 @@ impl BlobStore for Files {
         self.run(move || remove_folder(&folder))
     }
 
-    fn url(&self, _: BlobHash, _: Duration) -> Later<'_, Option<String>> {
-        Box::pin(std::future::ready(Ok(None)))
+    fn url(&self, _: BlobHash, _: Duration) -> Later<'_, Address> {
+        Box::pin(std::future::ready(Err(no_addresses())))
+    }
+
+    fn part_url<'a>(&'a self, _: BlobHash, _: &'a str, _: u32, _: (u64, Digest32), _: Duration) -> Later<'a, Address> {
+        Box::pin(std::future::ready(Err(no_addresses())))
+    }
+
+    fn parts<'a>(&'a self, _: BlobHash, _: &'a str) -> Later<'a, Vec<FoundPart>> {
+        Box::pin(std::future::ready(Err(no_addresses())))
     }
 
     fn list(&self, before: SystemTime) -> Later<'_, Vec<Found>> {

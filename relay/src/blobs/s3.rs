@@ -5,19 +5,20 @@
 //! keeps. Credentials come from the standard chain of AWS: the environment, a profile, the machine's role.
 
 use super::spool::Spooled;
-use super::{BlobFault, BlobReader, BlobStore, Found, Later, StoredPart};
+use super::{Address, BlobFault, BlobReader, BlobStore, Found, FoundPart, Later, StoredPart};
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::presigning::PresigningConfig;
+use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Part};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use godwit_wire::blob::{BlobHash, BlobRef, Digest32};
+use godwit_wire::frame::Header;
 use std::error::Error;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -52,6 +53,8 @@ pub struct S3 {
 
 /// The codes by which a store says that something is not there.
 const MISSING: [&str; 4] = ["NoSuchKey", "NoSuchUpload", "NotFound", "404"];
+/// And those by which it says that a part is not what was to be brought.
+const NOT_THE_PART: [&str; 2] = ["InvalidPart", "BadDigest"];
 
 fn is_missing<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
     error.code().is_some_and(|code| MISSING.contains(&code))
@@ -76,6 +79,25 @@ fn number(part: u32) -> Result<i32, BlobFault> {
         .ok()
         .and_then(|part| part.checked_add(1))
         .ok_or_else(|| BlobFault::Store("a part's number".to_owned()))
+}
+
+fn found_part(part: &Part) -> Option<FoundPart> {
+    let digest = part.checksum_sha256().and_then(|digest| BASE64_STANDARD.decode(digest).ok());
+    Some(FoundPart {
+        part: u32::try_from(part.part_number()?.checked_sub(1)?).ok()?,
+        bytes: u64::try_from(part.size()?).ok()?,
+        digest: digest.and_then(|digest| digest.try_into().ok()),
+        tag: part.e_tag()?.to_owned(),
+    })
+}
+
+fn expiry(lasts: Duration) -> Result<PresigningConfig, BlobFault> {
+    PresigningConfig::expires_in(lasts).map_err(|error| BlobFault::Store(error.to_string()))
+}
+
+fn address(request: &PresignedRequest) -> Address {
+    let header = |(name, value): (&str, &str)| Header { name: name.to_owned(), value: value.to_owned() };
+    Address { url: request.uri().to_owned(), headers: request.headers().map(header).collect() }
 }
 
 fn is_before(at: Option<&DateTime>, before: SystemTime) -> bool {
@@ -184,6 +206,9 @@ impl BlobStore for S3 {
                 Ok(_) => {}
                 // It may have been completed before, and the answer got lost.
                 Err(error) if is_missing(&error) => {}
+                Err(error) if error.code().is_some_and(|code| NOT_THE_PART.contains(&code)) => {
+                    return Err(BlobFault::Missing(blob.hash));
+                }
                 Err(error) => return Err(fault(blob.hash)(error)),
             }
             match self.size_of(blob.hash).await? {
@@ -232,12 +257,37 @@ impl BlobStore for S3 {
         })
     }
 
-    fn url(&self, hash: BlobHash, lasts: Duration) -> Later<'_, Option<String>> {
+    fn url(&self, hash: BlobHash, lasts: Duration) -> Later<'_, Address> {
         Box::pin(async move {
-            let store = |error: &dyn std::fmt::Display| BlobFault::Store(error.to_string());
-            let expiry = PresigningConfig::expires_in(lasts).map_err(|error| store(&error))?;
             let get = self.client.get_object().bucket(&self.bucket.name).key(self.key(hash));
-            Ok(Some(get.presigned(expiry).await.map_err(fault(hash))?.uri().to_owned()))
+            get.presigned(expiry(lasts)?).await.map(|request| address(&request)).map_err(fault(hash))
+        })
+    }
+
+    fn part_url<'a>(
+        &'a self,
+        hash: BlobHash,
+        upload: &'a str,
+        part: u32,
+        (bytes, digest): (u64, Digest32),
+        lasts: Duration,
+    ) -> Later<'a, Address> {
+        Box::pin(async move {
+            let put = self.client.upload_part().bucket(&self.bucket.name).key(self.key(hash)).upload_id(upload);
+            let put = put.part_number(number(part)?).checksum_sha256(BASE64_STANDARD.encode(digest));
+            let put = put.content_length(i64::try_from(bytes).unwrap_or(i64::MAX));
+            put.presigned(expiry(lasts)?).await.map(|request| address(&request)).map_err(fault(hash))
+        })
+    }
+
+    fn parts<'a>(&'a self, hash: BlobHash, upload: &'a str) -> Later<'a, Vec<FoundPart>> {
+        Box::pin(async move {
+            let parts = self.client.list_parts().bucket(&self.bucket.name).key(self.key(hash)).upload_id(upload);
+            let (mut pages, mut found) = (parts.into_paginator().send(), Vec::new());
+            while let Some(page) = pages.next().await {
+                found.extend(page.map_err(fault(hash))?.parts().iter().filter_map(found_part));
+            }
+            Ok(found)
         })
     }
 

@@ -256,17 +256,20 @@ mod tests {
     }
 
     #[test]
-    fn keys_without_a_default_can_be_set_like_all_others() {
+    fn keys_without_a_default_and_switches_can_be_set_like_all_others() {
         let mut layers = Layers::default();
         for (name, value) in [
             ("GODWIT_ATTACHMENTS__FOLDER", "/blobs"),
             ("GODWIT_CLUSTER__ADVERTISE", "192.0.2.1:4433"),
             ("GODWIT_S3__ENDPOINT", "http://127.0.0.1:8333"),
             ("GODWIT_S3__REGION", "eu-north-1"),
+            ("GODWIT_S3__URLS", "true"),
         ] {
             layers.environment([(name.to_owned(), value.to_owned())].into_iter()).unwrap();
             assert!(layers.describe().unwrap().contains(value), "{name}");
         }
+        let refused = layers.flag("--urls", "s3.urls", "perhaps").unwrap_err().to_string();
+        assert!(refused.contains("s3.urls") && refused.contains("true or false"), "{refused}");
         for bad in ["", "s3.example", "ftp://s3.example", "http://"] {
             let refused = layers.flag("--endpoint", "s3.endpoint", bad).unwrap_err().to_string();
             assert!(refused.contains("s3.endpoint") && refused.contains("https://"), "{bad}: {refused}");

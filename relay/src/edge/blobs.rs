@@ -130,7 +130,9 @@ fn confused() -> Refusal {
 /// Answers a request about blobs that has one reply and no bytes.
 pub(super) async fn answer(edge: &Edge, session: &Session, request: Request) -> Result<Reply, Refusal> {
     match request {
-        Request::BeginBlob { ref chat, .. } | Request::GetManifest { ref chat, .. } => {
+        Request::BeginBlob { ref chat, .. }
+        | Request::GetManifest { ref chat, .. }
+        | Request::PartUrl { ref chat, .. } => {
             let home = chat.home().clone();
             ask(edge, session, &home, request).await
         }

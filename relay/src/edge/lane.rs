@@ -375,9 +375,13 @@ async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<
         route = edge.router.route(chat.home());
     }
     match (request, route) {
-        (request @ (Request::BeginBlob { .. } | Request::GetManifest { .. } | Request::CopyBlob { .. }), _) => {
-            blobs::answer(edge, session, request).await
-        }
+        (
+            request @ (Request::BeginBlob { .. }
+            | Request::GetManifest { .. }
+            | Request::PartUrl { .. }
+            | Request::CopyBlob { .. }),
+            _,
+        ) => blobs::answer(edge, session, request).await,
         (Request::Hello(_), _) => Ok(Reply::Welcome(welcome(edge, session))),
         (Request::Ack(acks), Route::Here(owner)) => {
             owner.fanout.acknowledged(session.link.clone(), acks).await;

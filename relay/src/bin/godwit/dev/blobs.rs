@@ -21,6 +21,7 @@ pub(super) fn sections(args: &Args, region: &RegionId) -> (AttachmentsSection, S
         region: Some(REGION.to_owned()),
         endpoint: Some(args.s3_endpoint.clone()),
         addressing_style: AddressingStyle::Path,
+        urls: true,
     };
     (attachments, s3)
 }
