@@ -12,6 +12,9 @@ use tempfile::NamedTempFile;
 /// Bytes that are gathered before they are written.
 const GATHERED_BYTES: usize = 128 << 10;
 
+/// Bytes after which the kernel is asked to write them.
+const WRITEBACK_BYTES: u64 = 1 << 20;
+
 /// A part that is whole and what it should be.
 #[derive(Clone, Copy, Debug)]
 pub struct Spooled<'a> {
@@ -28,6 +31,15 @@ pub struct Spool {
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
     size_bytes: u64,
+    /// On their way to the disk.
+    sent_bytes: u64,
+}
+
+/// Has the kernel write what came after `from`, and keep it no longer in memory. A part that is written only when it is
+/// synced holds up all that is synced meanwhile: messages.
+fn write_back(file: &NamedTempFile, from: u64) {
+    // It is advice; not every system takes it.
+    let _ = rustix::fs::fadvise(file, from, None, rustix::fs::Advice::DontNeed);
 }
 
 /// Why a part was not taken.
@@ -59,6 +71,7 @@ impl Spool {
             gathered: Vec::new(),
             gathered_bytes: 0,
             size_bytes: 0,
+            sent_bytes: 0,
         })
     }
 
@@ -93,6 +106,10 @@ impl Spool {
                 self.file.write_all(&bytes)?;
             }
             self.gathered_bytes = 0;
+            if self.size_bytes - self.sent_bytes >= WRITEBACK_BYTES {
+                write_back(&self.file, self.sent_bytes);
+                self.sent_bytes = self.size_bytes;
+            }
             io::Result::Ok(self)
         };
         Ok(threads.blocking(work).await.map_err(io::Error::other)??)
