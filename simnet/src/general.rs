@@ -70,6 +70,12 @@ impl Making {
         for _ in 0..random.faults {
             self.fault();
         }
+        // Aside from all else: a seed without files is what it was before there were any.
+        let rng = self.rng.clone();
+        for _ in 0..random.files {
+            self.file(&chats);
+        }
+        self.rng = rng;
         self.steps.sort_by_key(|step| step.at);
         (self.rng, self.steps)
     }
@@ -112,6 +118,23 @@ impl Making {
             88..93 => Action::Remove { chat, user },
             93..98 => Action::Add { chat, user },
             _ => Action::Leave { chat },
+        }
+    }
+
+    /// One is sent, and one had.
+    fn file(&mut self, chats: &[(String, Vec<String>)]) {
+        for sends in [true, false] {
+            let Some((chat, members)) = self.rng.choice(chats).cloned() else { return };
+            let user = pick(&mut self.rng, &members).to_owned();
+            let (device, at) = (self.device_of(&user), self.time(self.length));
+            let bytes = match self.rng.u32(0..100) {
+                0..80 => self.rng.usize(..200_000),
+                80..95 => self.rng.usize(200_000..2_000_000),
+                // More than a part.
+                _ => self.rng.usize(8_500_000..10_000_000),
+            };
+            let action = if sends { Action::Attach { chat, bytes } } else { Action::Fetch { chat } };
+            self.act(at, &device, action);
         }
     }
 
@@ -236,7 +259,9 @@ pub fn plan(seed: u64) -> Plan {
         users.push("zoe@eu".to_owned());
         devices.push("zoe@eu/phone".to_owned());
     }
-    let random = Random { chats: rng.usize(2..=6), actions: rng.usize(20..=120), faults: rng.usize(0..=25) };
+    let mut files = Rng::with_seed(seed ^ 0x6669_6c65_7300_0000);
+    let files = if files.u8(..) < 64 { files.usize(1..=5) } else { 0 };
+    let random = Random { chats: rng.usize(2..=6), actions: rng.usize(20..=120), faults: rng.usize(0..=25), files };
     let making = Making { rng, length, relays: relays.clone(), devices: devices.clone(), users, steps: Vec::new() };
     let (mut rng, steps) = making.make(random);
     let network = |rng: &mut Rng| COMMON[rng.usize(..COMMON.len())].to_owned();

@@ -77,6 +77,15 @@ pub enum Action {
     History {
         chat: String,
     },
+    /// Sends a file of so many bytes.
+    Attach {
+        chat: String,
+        bytes: usize,
+    },
+    /// Gets the latest file that was sent in the chat.
+    Fetch {
+        chat: String,
+    },
 }
 
 /// What goes wrong with a device.
@@ -231,6 +240,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether relays are to keep files.
+    pub(crate) fn has_files(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.what, What::Do { action: Action::Attach { .. }, .. }))
+    }
+
     /// An access network by its name.
     pub(crate) fn access(&self, name: &str) -> Option<Access> {
         self.networks.get(name).copied().or_else(|| Access::named(name))

@@ -1,8 +1,9 @@
 //! Plays a plan: people act, things go wrong, then everything heals, and all must have arrived.
 //!
-//! - [`people`]: what they do; [`faults`]: what goes wrong
+//! - [`people`]: what they do, [`files`] with files; [`faults`]: what goes wrong
 
 mod faults;
+mod files;
 mod people;
 
 use crate::membership;
@@ -11,6 +12,7 @@ use crate::report::{Recorder, Waiting};
 use crate::sim::{Options, Ran, Sim};
 use crate::world::places::Access;
 use anyhow::{Context, Result};
+use files::Files;
 use godwit_checker::app::{self, LOOK};
 use godwit_checker::{Heads, Past};
 use godwit_client::{ChatId, ConnectionState, DeviceId};
@@ -37,6 +39,7 @@ struct Player {
     plan: Plan,
     chats: RefCell<BTreeMap<String, ChatId>>,
     messages: Cell<u64>,
+    files: RefCell<Files>,
     /// Copies of stores, by relay.
     stores: RefCell<BTreeMap<String, (Vec<u8>, Heads)>>,
     /// Hosts to which something happens now.
@@ -60,6 +63,7 @@ pub fn play(plan: &Plan, options: &Options) -> Result<Ran> {
             plan,
             chats: RefCell::default(),
             messages: Cell::new(0),
+            files: RefCell::default(),
             stores: RefCell::default(),
             busy: RefCell::default(),
             healed: CancellationToken::new(),
@@ -73,8 +77,9 @@ impl Player {
     async fn play(self: &Rc<Self>) -> Result<()> {
         let plan = &self.plan;
         for relay in &plan.relays {
-            let settings: Vec<(&str, &str)> =
-                relay.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let settings = relay.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let files = plan.has_files().then_some(("attachments.store", "files"));
+            let settings: Vec<(&str, &str)> = files.into_iter().chain(settings).collect();
             self.sim.relay(&relay.id, &settings).await?;
         }
         let mut enrolling = JoinSet::new();
@@ -191,6 +196,7 @@ impl Player {
             }
             self.sim.sleep(SETTLING).await;
         }
+        self.have_files().await?;
         self.sim.world().note("all is settled");
         self.sim.checker().settle();
         let told = self.sim.checker().count();

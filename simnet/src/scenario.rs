@@ -18,6 +18,7 @@
 //! chats = 4
 //! actions = 100
 //! faults = 10
+//! files = 3
 //!
 //! [[step]]
 //! at = "10s"
@@ -100,6 +101,8 @@ pub struct Random {
     pub chats: usize,
     pub actions: usize,
     pub faults: usize,
+    /// Sent and had.
+    pub files: usize,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -252,8 +255,8 @@ impl Scenario {
         if relays.len() > GossipFile::MOST || devices.len() > MOST_DEVICES {
             return Err(format!("there can be {} relays and {MOST_DEVICES} devices at most", GossipFile::MOST));
         }
-        if [random.chats, random.actions, random.faults].iter().any(|count| *count > MOST_RANDOM) {
-            return Err(format!("random: chats, actions and faults are at most {MOST_RANDOM} each"));
+        if [random.chats, random.actions, random.faults, random.files].iter().any(|count| *count > MOST_RANDOM) {
+            return Err(format!("random: chats, actions, faults and files are at most {MOST_RANDOM} each"));
         }
         if relays.is_empty() || (devices.is_empty() && gossip.is_none()) {
             return Err("relays and devices must not be empty".to_owned());
@@ -318,6 +321,8 @@ const MOST_DEVICES: usize = 10_000;
 const MOST_RANDOM: usize = 100_000;
 /// Messages at once.
 const MOST_MESSAGES: usize = 10_000;
+/// Of a file; it is held in memory.
+const MOST_BYTES: usize = 100_000_000;
 const SLOWEST_DISK_MILLIS: u64 = 60_000;
 
 fn check_settings(settings: &[(String, String)]) -> Result<(), String> {
@@ -338,6 +343,9 @@ fn check_amounts(step: &Step) -> Result<(), String> {
     match &step.what {
         What::Do { action: Action::Send { count, .. }, .. } if !(1..=MOST_MESSAGES).contains(count) => {
             Err(format!("count must be from 1 to {MOST_MESSAGES}"))
+        }
+        What::Do { action: Action::Attach { bytes, .. }, .. } if *bytes > MOST_BYTES => {
+            Err(format!("bytes must be at most {MOST_BYTES}"))
         }
         What::Relay { fault: RelayFault::SlowDisk { sync_millis }, .. } if *sync_millis > SLOWEST_DISK_MILLIS => {
             Err(format!("sync_millis must be at most {SLOWEST_DISK_MILLIS}"))
@@ -371,7 +379,9 @@ fn check_order(steps: &[Step], random_chats: usize) -> Result<(), String> {
                     | Action::Title { chat }
                     | Action::Redact { chat }
                     | Action::Read { chat }
-                    | Action::History { chat },
+                    | Action::History { chat }
+                    | Action::Attach { chat, .. }
+                    | Action::Fetch { chat },
                 ..
             } if !chats.contains(chat) => return at(format!("no chat {chat:?} was begun before")),
             What::Device { device: id, fault: DeviceFault::BackUp }

@@ -26,6 +26,7 @@ use relays::Node;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -206,6 +207,11 @@ impl Sim {
             relays: RefCell::default(),
             phones: RefCell::default(),
         })))
+    }
+
+    /// For what is neither a device's nor a relay's.
+    pub(crate) fn folder(&self) -> &Path {
+        self.0.folder.path()
     }
 
     pub fn seed(&self) -> u64 {

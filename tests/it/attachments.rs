@@ -12,14 +12,16 @@ use godwit_tests::processes::{Processes, enrol};
 use godwit_tests::seaweed;
 use godwit_tests::talk::event;
 use godwit_tests::wire::{self, Wire};
+use godwit_wire::MessageId;
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest, PART_BYTES, part_bytes, parts};
 use godwit_wire::codec::{self, FrameReader};
-use godwit_wire::frame::{BlobState, MissingPart, Reply, Request};
+use godwit_wire::frame::{BlobState, MissingPart, Reply, Request, Stamp};
 use quinn::{RecvStream, SendStream};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A file whose every stretch is its own.
 pub(crate) fn file(folder: &Path, name: &str, bytes: usize) -> Result<PathBuf> {
@@ -349,6 +351,51 @@ async fn a_part_that_breaks_off_goes_on_where_it_stopped_for_its_device_alone() 
     ensure!(put(&wire, &chat, hash, 0, bytes).await? == Reply::Done);
     let spool = lab.path().join("data/blobs/spool");
     ensure!(std::fs::read_dir(&spool)?.next().is_none(), "nothing is left of what broke off");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_goes_on_after_a_cut_at_each_boundary_of_its_parts() -> Result<()> {
+    let lab = Lab::start().await?;
+    lab.enrol("bob@eu/phone").await?;
+    let (mut wire, chat) = talks_to_bob(&lab, "alice").await?;
+    let (blob, bytes) = manifest(3 * PART_BYTES + 1, 1)?;
+    let named = blob.blob();
+    let begin = Request::BeginBlob { chat: chat.clone(), blob };
+    for (stored, part) in (0u32..).zip(&bytes) {
+        let expected: Vec<_> = (stored..4).map(|part| (part, 0)).collect();
+        ensure!(wire.ask(&begin).await? == missing(&expected), "after {stored} parts");
+        ensure!(put(&wire, &chat, named.hash, stored, part).await? == Reply::Done);
+        wire.connection.close(0u32.into(), b"");
+        wire = lab.session("alice@eu/phone").await?;
+    }
+    ensure!(wire.ask(&begin).await? == Reply::BlobState(BlobState::Stored));
+    let mut lane = wire.lane().await?;
+    // The first of its latest enrolment, and no other message of before.
+    let stamp = Stamp { id: MessageId(Uuid::from_u128(77)), ..wire::stamp(&chat, 1) };
+    lane.write(&[wire::message_with(stamp, "look", vec![named])]).await?;
+    let Reply::Sent { seq, .. } = lane.reply().await?.1 else { bail!("not sent") };
+    let whole = bytes.concat();
+    let mut had = Vec::new();
+    // And down, from each boundary, and a byte before and behind it.
+    for from in (0..=3).flat_map(|part| [part * PART_BYTES, part * PART_BYTES + 1, (part + 1) * PART_BYTES - 1]) {
+        let fetch =
+            Request::FetchBlob { chat: chat.clone(), seq, hash: named.hash, from, len: PART_BYTES + 2, url: false };
+        let (mut send, mut receive) = begin_part(&wire, fetch).await?;
+        send.finish()?;
+        if from > named.size_bytes {
+            continue;
+        }
+        let answer = receive.read_to_end(usize::try_from(2 * PART_BYTES)?).await?;
+        let mut reader = FrameReader::default();
+        reader.push(&answer);
+        reader.next_frame()?.context("no reply")?;
+        let start = usize::try_from(from)?;
+        let end = whole.len().min(start + usize::try_from(PART_BYTES)? + 2);
+        ensure!(reader.into_rest() == whole[start..end], "from {from}");
+        had.push(from);
+    }
+    ensure!(had.len() == 11, "{had:?}");
     Ok(())
 }
 

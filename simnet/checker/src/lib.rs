@@ -147,7 +147,7 @@ impl Checker {
     pub fn last_message(&self, device: &DeviceId, chat: &ChatId) -> Option<Seq> {
         let state = self.state();
         let own = state.puts.values().filter(|put| put.device == *device && put.chat == *chat);
-        own.filter(|put| matches!(put.what, What::Message(_)))
+        own.filter(|put| put.what.written().is_some())
             .filter_map(|put| if let Fate::Sent(seq) = put.fate { Some(seq) } else { None })
             .max()
     }
@@ -289,7 +289,7 @@ impl Checker {
             }
             event => {
                 if let Some((chat, seq, fact)) = entry(event) {
-                    if !log.told.insert(key(chat, &fact)) && matches!(fact.what, What::Message(_)) {
+                    if !log.told.insert(key(chat, &fact)) && fact.what.written().is_some() {
                         faults.push(format!("doubled: {device} is told {:?} of {chat} twice", fact.what));
                     }
                     if fact.from == *device {
@@ -336,6 +336,11 @@ impl Checker {
     /// What is still to come: empty once everything has reached everyone.
     pub fn unsettled(&self) -> Vec<String> {
         self.state().unsettled()
+    }
+
+    /// Files in chats, each with a device that must be able to have it, by their captions.
+    pub fn files(&self) -> Vec<(DeviceId, ChatId, Seq, String)> {
+        self.state().files()
     }
 
     /// Judges what can be judged only when nothing is under way any more.

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     Message(String),
+    /// A file with this caption. It is numbered once it is stored: what is put in later may stand before it.
+    File(String),
     Created(Vec<Member>),
     Updated(Change),
     Redacted(Seq),
@@ -86,6 +88,11 @@ impl Membership {
         }
     }
 
+    /// Whether the user is in the chat at its end.
+    pub(super) fn is_in(&self, user: &UserId) -> bool {
+        self.0.get(user).and_then(|times| times.last()).is_some_and(|(_, to)| *to == u64::MAX)
+    }
+
     /// Whether the entry at `seq` is for the user.
     pub(super) fn sees(&self, user: &UserId, seq: u64) -> bool {
         self.0.get(user).is_some_and(|times| times.iter().any(|(from, to)| (*from..=*to).contains(&seq)))
@@ -97,7 +104,20 @@ pub(super) fn erased(log: &BTreeMap<u64, Fact>) -> BTreeSet<u64> {
     log.values().filter_map(of).collect()
 }
 
+impl What {
+    /// What people wrote, if this is of theirs.
+    pub(super) fn written(&self) -> Option<&str> {
+        match self {
+            Self::Message(text) | Self::File(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 /// The text of a content, as the checker compares it.
 pub fn text(content: &Content) -> What {
-    What::Message(content.as_text().unwrap_or("?").to_owned())
+    match content {
+        Content::Attachment(attachment) => What::File(attachment.caption.clone()),
+        content => What::Message(content.as_text().unwrap_or("?").to_owned()),
+    }
 }

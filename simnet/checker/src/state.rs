@@ -148,6 +148,22 @@ impl State {
         begun || self.puts.values().find(is_it).is_some_and(|put| put.at > device.since)
     }
 
+    pub(super) fn files(&self) -> Vec<(DeviceId, ChatId, Seq, String)> {
+        let mut all = Vec::new();
+        for (chat, log) in &self.chats {
+            let (members, erased) = (Membership::of(log), erased(log));
+            for (seq, fact) in log.iter().filter(|(seq, _)| !erased.contains(seq)) {
+                let (What::File(caption), Ok(at)) = (&fact.what, Seq::new(*seq)) else { continue };
+                for device in self.devices.keys().filter(|device| !self.revoked.contains_key(device)) {
+                    if members.sees(&device.user(), *seq) && members.is_in(&device.user()) {
+                        all.push((device.clone(), chat.clone(), at, caption.clone()));
+                    }
+                }
+            }
+        }
+        all
+    }
+
     /// What can be said once all is settled.
     pub(super) fn settled(&self) -> Vec<String> {
         let mut all = Vec::new();
@@ -166,7 +182,7 @@ impl State {
             }
             let mut places: BTreeMap<&str, u64> = BTreeMap::new();
             for (seq, fact) in log {
-                if let What::Message(text) = &fact.what
+                if let Some(text) = fact.what.written()
                     && let Some(before) = places.insert(text, *seq)
                 {
                     all.push(format!("doubled: {text:?} is {chat} #{before} and #{seq}"));
@@ -186,7 +202,7 @@ impl State {
                     ));
                 }
             }
-            if put.loss != Loss::None {
+            if put.loss != Loss::None || matches!(put.what, What::File(_)) {
                 continue;
             }
             if let Some((before, what)) = last.insert((&put.device, &put.chat), (seq, &put.what))

@@ -7,7 +7,7 @@ use godwit_checker::What as Said;
 use godwit_client::{Change, ChatId, Client, Content, Member, Role, Title, UserId};
 
 impl Player {
-    fn chat(&self, name: &str) -> Result<ChatId> {
+    pub(super) fn chat(&self, name: &str) -> Result<ChatId> {
         self.chats.borrow().get(name).cloned().with_context(|| format!("chat {name} does not exist"))
     }
 
@@ -78,6 +78,11 @@ impl Player {
                 let entries = client.history(&chat, None, 50).await?;
                 checker.history(device, &chat, &entries);
                 Ok(())
+            }
+            Action::Attach { chat: name, bytes } => self.attach(client, name, *bytes),
+            Action::Fetch { chat: name } => {
+                let chat = self.chat(name)?;
+                self.fetch_latest(client, &chat).await
             }
         }
     }

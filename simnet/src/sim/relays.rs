@@ -76,6 +76,7 @@ impl Sim {
             })
         };
         let disk = SimDisk::new(self.rng(id).u64(..), power_failed);
+        let files = self.files_of(id);
         let mut layers = Layers::default();
         let listen = format!("{}:{PORT}", self.0.world.address(host));
         let own = [
@@ -83,8 +84,10 @@ impl Sim {
             ("admin", "127.0.0.1:1"),
             ("certs", &certs.path().to_string_lossy()),
             ("data", DATA),
-            // There is no folder for them on a simulated disk.
             ("attachments.store", "off"),
+            // In real files, of which what is synced or not cannot be told: what a crash takes from the store's records is
+            // taken against them.
+            ("attachments.folder", &files.to_string_lossy()),
             ("cluster.role", if first { "store" } else { "edge" }),
             ("cluster.join", &join.join(",")),
         ];
@@ -239,9 +242,17 @@ impl Sim {
         self.disk(id, |disk| disk.put(&store_path(), store))
     }
 
+    fn files_of(&self, id: &str) -> PathBuf {
+        self.0.folder.path().join("files").join(id.replace('/', "-"))
+    }
+
     /// All that was on a disk is gone.
     pub fn wipe(&self, id: &str) -> Result<()> {
         self.0.world.note(&format!("wipe {id}"));
+        let files = self.files_of(id);
+        if files.exists() {
+            std::fs::remove_dir_all(files)?;
+        }
         self.disk(id, SimDisk::wipe)
     }
 

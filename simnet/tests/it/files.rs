@@ -18,10 +18,8 @@ fn film(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Relays keep attachments in real folders: what a simulated disk loses of its records is lost against them.
-async fn relay(sim: &Sim, id: &str, folder: &Path) -> Result<()> {
-    let folder = folder.join(id.replace('/', "-")).display().to_string();
-    sim.relay(id, &[("attachments.store", "files"), ("attachments.folder", &folder)]).await
+async fn relay(sim: &Sim, id: &str) -> Result<()> {
+    sim.relay(id, &[("attachments.store", "files")]).await
 }
 
 async fn received(client: &Client) -> Result<(ChatId, Seq)> {
@@ -58,7 +56,7 @@ fn a_film_arrives_from_a_phone_over_crashes_of_the_relay_and_the_app() -> Result
         let path = folder.path().join("film.mp4");
         let film = film(&path)?;
         Sim::run(&Options::seed(seed), async move |sim| {
-            relay(&sim, "eu/eu-1", folder.path()).await?;
+            relay(&sim, "eu/eu-1").await?;
             let alice = sim.device("alice@eu/phone", Access::FOUR_G).await?;
             let bob = sim.device("bob@eu/phone", Access::FOUR_G).await?;
             let (chat, _) = alice.direct("bob@eu".parse()?)?;
@@ -100,7 +98,7 @@ fn a_file_crosses_regions_while_the_link_between_them_flaps_and_texts_pass_it() 
     let film = film(&path)?;
     Sim::run(&Options::seed(4), async move |sim| {
         for id in ["eu/eu-1", "us/us-1"] {
-            relay(&sim, id, folder.path()).await?;
+            relay(&sim, id).await?;
         }
         let alice = sim.device("alice@eu/phone", Access::WIFI).await?;
         let bob = sim.device("bob@us/phone", Access::WIFI).await?;
@@ -137,7 +135,7 @@ fn a_film_arrives_over_a_train_whose_connections_do_not_live_long_enough_for_a_p
         let path = folder.path().join("film.mp4");
         let film = film(&path)?;
         Sim::run(&Options::seed(seed), async move |sim| {
-            relay(&sim, "eu/eu-1", folder.path()).await?;
+            relay(&sim, "eu/eu-1").await?;
             let alice = sim.device("alice@eu/phone", Access::TRAIN).await?;
             let bob = sim.device("bob@eu/phone", Access::TRAIN).await?;
             let (chat, _) = alice.direct("bob@eu".parse()?)?;

@@ -81,11 +81,21 @@ fn what_is_wrong_is_said_with_its_place_and_ends_in_exit_code_2() {
             "no chat \"c\" was begun before",
         ),
         ("direct = { chat = \"c\", with = \"bob@eu\" }", "send = { chat = \"c\", count = 0 }", "step 1: count must be"),
+        (
+            "direct = { chat = \"c\", with = \"bob@eu\" }",
+            "attach = { chat = \"c\", bytes = 200000000 }",
+            "step 1: bytes must be at most",
+        ),
+        ("direct = { chat = \"c\", with = \"bob@eu\" }", "fetch = { chat = \"c\" }", "no chat \"c\" was begun before"),
         ("\"eu/eu-1\"]", "\"eu/eu-1\", \"eu/eu-1\"]", "relays: \"eu/eu-1\" is there twice"),
         ("heals = \"1m\"", "heals = \"5000y\"", "heals must be at most"),
         ("[devices]", "[settings]\nlisten = \"1.2.3.4:5\"\n[devices]", "settings: listen is the simulation's own"),
         ("[devices]", "[settings]\nfoo = \"1\"\n[devices]", "no such key"),
-        ("[devices]", "[random]\nfaults = 1000000000\n[devices]", "random: chats, actions and faults are at most"),
+        (
+            "[devices]",
+            "[random]\nfaults = 1000000000\n[devices]",
+            "random: chats, actions, faults and files are at most",
+        ),
         (
             "relays = [\"eu/eu-1\"]",
             "gossip = { relays = 3, regions = [\"eu\"], network = \"lan\" }",
