@@ -341,6 +341,17 @@ async fn flows(
     Ok(flows)
 }
 
+/// The median and the 99th of a hundred of all latencies, once their flows have ended.
+async fn quantiles(flows: &mut JoinSet<Result<Vec<u32>>>) -> Result<(Option<u32>, Option<u32>)> {
+    let mut latencies = Vec::new();
+    while let Some(flow) = flows.join_next().await {
+        latencies.extend(flow??);
+    }
+    latencies.sort_unstable();
+    let quantile = |q: usize| latencies.get(latencies.len() * q / 100).copied();
+    Ok((quantile(50), quantile(99)))
+}
+
 async fn chat(
     pairs: usize,
     window: u64,
@@ -369,19 +380,14 @@ async fn chat(
     let memory = [memory, place.server_memory_mib()].map(f64::round);
     let inbox_rows = counts("godwit_inbox_rows_written_total").await?;
     run.stop.store(true, Ordering::Relaxed);
-    let mut latencies = Vec::new();
-    while let Some(flow) = flows.join_next().await {
-        latencies.extend(flow??);
-    }
-    latencies.sort_unstable();
-    let quantile = |q: usize| latencies.get(latencies.len() * q / 100).copied();
+    let (p50, p99) = quantiles(&mut flows).await?;
     #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
     let delivered = run.delivered.load(Ordering::Relaxed) as f64;
     let round = |x: f64| (x * 1e4).round() / 1e4;
     Ok(json!({
         "scenario": "chat", "pairs": pairs, "window": window, "body": body, "secs": round(elapsed),
         "delivered_per_s": (delivered / elapsed).round(),
-        "delivery_p50_us": quantile(50), "delivery_p99_us": quantile(99),
+        "delivery_p50_us": p50, "delivery_p99_us": p99,
         "batch": round(sends / commits), "commits_per_s": (commits / elapsed).round(),
         "server_cpu_s_per_1k": round(cpu / delivered * 1000.0),
         "edge_cpu_s_per_1k": round(edge_cpu / delivered * 1000.0),
@@ -465,14 +471,9 @@ async fn files(
             moved += stored.load(Ordering::Relaxed) - before;
             memory = memory.max(place.server_memory_mib());
             run.stop.store(true, Ordering::Relaxed);
-            let mut latencies = Vec::new();
-            while let Some(flow) = flows.join_next().await {
-                latencies.extend(flow??);
-            }
-            latencies.sort_unstable();
-            let quantile = |q: usize| latencies.get(latencies.len() * q / 100).copied();
-            p50[kind].push(quantile(50));
-            p99[kind].push(quantile(99));
+            let (median, most) = quantiles(&mut flows).await?;
+            p50[kind].push(median);
+            p99[kind].push(most);
             if let Some(ended) = uploading.try_join_next() {
                 ended??;
             }
