@@ -51,7 +51,7 @@ const URL_LASTS: Duration = Duration::from_mins(5);
 
 /// How a device hears that its chat's home keeps no attachments.
 pub(crate) fn off() -> Refusal {
-    Refusal::because(Code::Invalid, "blobs: this region stores no attachments")
+    Refusal::because(Code::NotHere, "attachments.store is off")
 }
 
 fn no_upload(hash: BlobHash) -> Refusal {
@@ -162,7 +162,7 @@ impl Attachments {
     /// Where a part can be brought without this relay.
     pub(crate) async fn part_url(&self, hash: BlobHash, part: u32) -> Result<Reply, Refusal> {
         if !self.urls {
-            return Err(Refusal::because(Code::Invalid, "this region takes parts on lanes only"));
+            return Err(Refusal::because(Code::NotHere, "parts come on lanes only"));
         }
         let there = || Refusal::retry(Code::Unavailable, AGAIN).explained("the part is there already");
         let Expected { bytes, digest, upload } = self.expects(hash, part).await?.ok_or_else(there)?;

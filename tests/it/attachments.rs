@@ -690,6 +690,44 @@ async fn killed_relays_and_apps_go_on_with_a_bucket() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn commands_attach_where_they_are_new_wait_their_turn_and_let_go_of_what_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let settings = [("GODWIT_ATTACHMENTS__PER_DEVICE", "1"), ("GODWIT_ATTACHMENTS__FILE_SIZE", "20MiB")];
+    let relays = Processes::start(folder.path(), &[("eu/eu-1", "store")], &settings).await?;
+    let home = async |device: &str| -> Result<String> {
+        let home = enrol(folder.path(), vec![relays.relays[0].quic.clone()], device).await?;
+        Ok(home.display().to_string())
+    };
+    let (alice, bob) = (home("alice@eu/phone").await?, home("bob@eu/phone").await?);
+    let group = process::succeed("godwit-chat", &["--home", &alice, "new", "walks", "bob@eu"])?;
+    let attach = |bytes: usize| -> Result<std::process::Child> {
+        let path = file(folder.path(), &format!("walk-{bytes}.mp4"), bytes)?;
+        let mut command = std::process::Command::new(commands().join("godwit-chat"));
+        let command = command.args(["--home", &bob, "attach", group.trim()]).arg(path);
+        Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+    };
+    // A chat of which this device has not heard, and one lane for three files of several parts.
+    let running = [18_000_000, 17_000_000, 1].map(attach);
+    for child in running {
+        let output = child?.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let large = attach(30_000_000)?.wait_with_output()?;
+    let said = String::from_utf8_lossy(&large.stderr).into_owned();
+    ensure!(large.status.code() == Some(3) && said.contains("attachments.file_size"), "{said}");
+    let outbox = |args: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = std::process::Command::new(commands().join("godwit-chat"));
+        let output = command.args(["--home", &bob, "outbox"]).args(args).output()?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let (code, listed) = outbox(&["--wait"])?;
+    ensure!(code == Some(3) && listed.contains("walk-30000000.mp4"), "{code:?} {listed}");
+    ensure!(outbox(&["--forget"])?.1 == listed, "once more");
+    ensure!(outbox(&["--wait"])? == (Some(0), String::new()), "and no more");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_killed_removes_what_it_should_and_nothing_else() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let settings = [("GODWIT_ATTACHMENTS__GRACE", "1s")];

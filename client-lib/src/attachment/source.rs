@@ -43,7 +43,13 @@ impl Stamp {
 
     /// Of the file at `path`, which can be read.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        Self::of(&open(path)?)
+        let file = open(path)?;
+        let stamp = Self::of(&file)?;
+        // Files of /proc have a length only once they are read.
+        if stamp.size_bytes == 0 && file.read_at(&mut [0], 0)? > 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "its size is not known"));
+        }
+        Ok(stamp)
     }
 }
 

@@ -7,7 +7,8 @@ use godwit_wire::blob::{BlobHash, Digest32, Manifest};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes of the file's name in its passing name: names have 255 in most file systems.
@@ -26,8 +27,14 @@ impl Target {
     /// # Errors
     /// If it cannot be written there, or there is a file at `path`.
     pub(crate) fn open(path: &Path, hash: BlobHash) -> io::Result<Self> {
-        if path.symlink_metadata().is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file already"));
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, "there is no such folder"));
+        }
+        match path.symlink_metadata() {
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file already")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A name that is too long, for one: known before anything is received.
+            Err(error) => return Err(error),
         }
         let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's name"))?;
         let (short, name) = (&hash.to_string()[..16], name.to_string_lossy());
@@ -39,7 +46,18 @@ impl Target {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
         }
         let file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&passing)?;
-        Ok(Self { path: path.to_owned(), passing, file })
+        // Two that write to it would make neither's file.
+        let taken = || io::Error::new(io::ErrorKind::ResourceBusy, "it is being received there already");
+        file.try_lock().map_err(|_| taken())?;
+        // Another may have finished it between the opening and the lock.
+        if passing.metadata().is_ok_and(|meta| meta.ino() == file.metadata().map_or(0, |own| own.ino())) {
+            return Ok(Self { path: path.to_owned(), passing, file });
+        }
+        Err(taken())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Bytes of it that are there.
@@ -74,15 +92,29 @@ impl Target {
     /// It is whole: gives it its name, durably.
     ///
     /// # Errors
-    /// If a file has come to that place meanwhile; what was received stays.
-    pub(crate) fn finish(self) -> io::Result<()> {
+    /// If a file has come to that place meanwhile, or it cannot have that name: nothing stays.
+    pub(crate) fn finish(&self) -> io::Result<()> {
         self.file.sync_all()?;
-        std::fs::hard_link(&self.passing, &self.path)?;
-        std::fs::remove_file(&self.passing)?;
+        match std::fs::hard_link(&self.passing, &self.path) {
+            Ok(()) => self.discard()?,
+            // Not every file system has links. A rename alone would take the place of whatever has come there.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && self.path.symlink_metadata().is_err() => {
+                std::fs::rename(&self.passing, &self.path).inspect_err(|_| drop(self.discard()))?;
+            }
+            Err(error) => {
+                self.discard()?;
+                return Err(error);
+            }
+        }
         match self.path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
             _ => File::open(".")?.sync_all(),
         }
+    }
+
+    /// What was received goes.
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.passing)
     }
 }
 
@@ -108,8 +140,27 @@ mod tests {
         std::fs::write(&to, "theirs").unwrap();
         assert_eq!(target.finish().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read_to_string(&to).unwrap(), "theirs");
-        assert_eq!(std::fs::read_to_string(&passing).unwrap(), "ours", "what was received stays");
+        assert!(!passing.exists(), "what cannot come to its place does not stay");
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "theirs");
+    }
+
+    #[test]
+    fn one_receives_a_file_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("got");
+        let first = Target::open(&to, HASH).unwrap();
+        assert_eq!(Target::open(&to, HASH).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        Target::open(&to, HASH).unwrap().discard().unwrap();
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_is_known_before_anything_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        for place in ["none/", "none/got", &"n".repeat(256)] {
+            Target::open(&folder.path().join(place), HASH).unwrap_err();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -14,10 +14,11 @@ use godwit_wire::frame::{BlobState, MissingPart, Reply, Request};
 use godwit_wire::{ChatId, Code, Refusal, Seq};
 use quinn::{Connection, RecvStream, SendStream};
 use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -36,6 +37,7 @@ const HTTP_CHUNKS: u64 = 8 * PART_CHUNKS;
 pub struct Progress {
     done: Arc<AtomicU64>,
     total: Arc<AtomicU64>,
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Progress {
@@ -46,6 +48,15 @@ impl Progress {
 
     pub(crate) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Why it was held up last, if it was.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn held_up(&self, why: &Error) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
     }
 
     fn take_back(&self, bytes: u64) {
@@ -132,23 +143,33 @@ impl Upload {
             progress.set(total.saturating_sub(missing_bytes), total);
             let can_http = Arc::new(AtomicBool::new(std::mem::take(&mut by_http)));
             // A later part has what an earlier one leaves: over a slow network that is nothing, and each is there sooner.
-            let (mut parts, mut running) = ((0..).zip(missing), JoinSet::new());
-            let mut failed = None;
+            let mut parts: VecDeque<_> = (0..).zip(missing).collect();
+            let (mut running, mut most, mut failed) = (JoinSet::new(), PARTS, None);
             loop {
                 while failed.is_none()
-                    && running.len() < PARTS
-                    && let Some((before, missing)) = parts.next()
+                    && running.len() < most
+                    && let Some((before, missing)) = parts.pop_front()
                 {
                     let (upload, connection, host) = (self.clone(), connection.clone(), host.clone());
                     let part = Part { hash, missing, before, progress: progress.clone(), can_http: can_http.clone() };
-                    running.spawn(async move { upload.part(&connection, &host, part).await });
+                    running.spawn(async move {
+                        let brought = upload.part(&connection, &host, part).await;
+                        ((before, missing), brought)
+                    });
                 }
                 match running.join_next().await {
                     None => break,
-                    Some(Ok(Ok(Ok(())))) => {}
-                    Some(Ok(Ok(Err(Changed)))) => return Ok(Err(Changed)),
+                    Some(Ok((_, Ok(Ok(()))))) => {}
+                    Some(Ok((_, Ok(Err(Changed))))) => return Ok(Err(Changed)),
+                    // As many as go are on their way.
+                    Some(Ok((part, Err(Error::Refused(refusal)))))
+                        if refusal.code == Code::RateLimited && !running.is_empty() =>
+                    {
+                        most = running.len();
+                        parts.push_front(part);
+                    }
                     // The others may still get there.
-                    Some(Ok(Err(error))) => failed = Some(error),
+                    Some(Ok((_, Err(error)))) => failed = Some(error),
                     Some(Err(error)) => failed = Some(unreachable(error)),
                 }
             }

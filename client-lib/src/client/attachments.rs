@@ -28,7 +28,8 @@ use tokio::time::Instant;
 const OFFLINE: Duration = Duration::from_mins(2);
 /// How long a transfer may make no progress: in a train, minutes are nothing.
 const STALLED: Duration = Duration::from_mins(10);
-/// The wait before it is tried again.
+/// The wait before it is tried again. It doubles with each failure, so often at most.
+const MOST_DOUBLINGS: u32 = 4;
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a file may take from region to region before it is asked for again; what is copied stays.
 const COPY: Duration = Duration::from_mins(1);
@@ -62,6 +63,8 @@ pub struct Upload {
     /// Of the encrypted file: what is stored already, and all. Both 0 before it begins.
     pub done_bytes: u64,
     pub total_bytes: u64,
+    /// Why it was held up last, if it was and goes on.
+    pub trouble: Option<String>,
     /// Why it is not sent.
     pub refusal: Option<Refusal>,
 }
@@ -119,9 +122,11 @@ impl Client {
         let rows = self.inner.store().uploads()?;
         let transfers = self.inner.transfers();
         let upload = |row: UploadRow| {
-            let (done_bytes, total_bytes) = transfers.get(&row.id).map_or((0, 0), Progress::get);
+            let transfer = transfers.get(&row.id);
+            let (done_bytes, total_bytes) = transfer.map_or((0, 0), Progress::get);
+            let trouble = transfer.and_then(Progress::trouble);
             let UploadRow { id, chat, path, draft, refusal, .. } = row;
-            Upload { id, chat, path, caption: draft.caption, done_bytes, total_bytes, refusal }
+            Upload { id, chat, path, caption: draft.caption, done_bytes, total_bytes, trouble, refusal }
         };
         Ok(rows.into_iter().map(upload).collect())
     }
@@ -160,8 +165,8 @@ impl Client {
     /// this ends before, or the device does, the next call goes on there.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is a file at `path` already, or it cannot be written; [`Error::Refused`] if this user may not
-    /// have it; [`Error::Invalid`] if it is damaged; [`Error::Unreachable`] after ten minutes without progress;
+    /// [`Error::Io`] if there is a file at `path` already, it cannot be written, or is being got there by another call or
+    /// process; [`Error::Refused`] if this user may not have it, and [`Error::Invalid`] if it is damaged: then nothing stays; [`Error::Unreachable`] after ten minutes without progress;
     /// [`Error::InUse`] in a process that does not keep the connection. Cancel safe.
     pub async fn fetch_attachment(
         &self,
@@ -174,24 +179,32 @@ impl Client {
         let (to, hash) = (path.to_owned(), download.attachment.blob.hash);
         let opened = self.inner.host.blocking(move || Target::open(&to, hash)).await.map_err(io_error(path))?;
         let target = Arc::new(Mutex::new(opened));
-        let (mut moved_at, mut best) = (Instant::now(), 0);
+        let (mut moved_at, mut best, mut failures) = (Instant::now(), 0, 0);
         // Chunks that are there and were checked.
         let mut good = None;
-        loop {
+        let fetched = loop {
             let fetched = self.fetch_once(&download, &target, path, progress, &mut good).await;
-            let Err(error) = fetched else { break };
-            let Some(wait) = error.again_after(AGAIN) else { return Err(error) };
+            let Err(error) = fetched else { break Ok(()) };
+            progress.held_up(&error);
+            let Some(wait) = error.again_after(AGAIN) else { break Err(error) };
             let (done, _) = progress.get();
             if done > best {
-                (moved_at, best) = (Instant::now(), done);
+                (moved_at, best, failures) = (Instant::now(), done, 0);
             } else if moved_at.elapsed() > STALLED {
-                return Err(error);
+                break Err(error);
             }
-            tokio::time::sleep(wait).await;
-        }
+            tokio::time::sleep(wait * 2u32.pow(failures)).await;
+            failures = (failures + 1).min(MOST_DOUBLINGS);
+        };
         let target = Arc::into_inner(target).expect("all that wrote it have ended");
         let target = target.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.inner.host.blocking(move || target.finish()).await.map_err(io_error(path))?;
+        let finish = move || match fetched {
+            Ok(()) => Ok(target.finish().map_err(|error| Error::Io { path: target.path().to_owned(), source: error })),
+            // It may go on, when there is a connection or room again.
+            Err(error @ (Error::Unreachable(_) | Error::Io { .. } | Error::Closed)) => Ok(Err(error)),
+            Err(error) => target.discard().map(|()| Err(error)),
+        };
+        self.inner.host.blocking(finish).await.map_err(io_error(path))??;
         Ok(download.attachment)
     }
 

@@ -71,6 +71,10 @@ codes! {
     NoSuchBlob = 24, "no such attachment";
     /// Over a quota of attachments; the explanation names it.
     OverQuota = 25, "over a quota of attachments";
+    /// The file to be sent is gone, or another than it was. Said by the device itself.
+    Unreadable = 26, "the file cannot be read as it was";
+    /// The region is not set up for that.
+    NotHere = 27, "this region does not do that";
     // The door: enrolment and sessions.
     /// No usable device certificate.
     Unauthenticated = 32, "no valid device certificate";

@@ -164,7 +164,7 @@ pub enum Request {
         hash: BlobHash,
         to: ChatId,
     },
-    /// Where a part can be brought by HTTP PUT. Answered with [`Reply::BlobUrl`]; refused with [`crate::Code::Invalid`] where
+    /// Where a part can be brought by HTTP PUT. Answered with [`Reply::BlobUrl`]; refused with [`crate::Code::NotHere`] where
     /// parts come on lanes only. What was brought is noticed when [`Request::BeginBlob`] asks again.
     PartUrl {
         chat: ChatId,

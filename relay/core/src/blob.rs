@@ -114,7 +114,8 @@ pub fn begin(manifest: &Manifest, own: Usage, all: Usage, limits: &BlobLimits, n
     }
     let most = sealed_bytes(limits.file_bytes);
     if size > most {
-        let why = format!("the attachment has {size} bytes, at most {most} are allowed");
+        let limit = limits.file_bytes;
+        let why = format!("attachments.file_size: at most {limit} bytes are allowed ({most} encrypted), not {size}");
         return Err(Refusal::because(Code::TooLarge, why));
     }
     let over = |what: &str, has: u64, limit: u64| {

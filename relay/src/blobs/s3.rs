@@ -10,7 +10,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Part};
@@ -60,16 +60,27 @@ fn is_missing<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
     error.code().is_some_and(|code| MISSING.contains(&code))
 }
 
+/// What the store says, or why it said nothing.
+fn text<E: Error + ProvideErrorMetadata + 'static, R: std::fmt::Debug + 'static>(error: &SdkError<E, R>) -> String {
+    if let Some(code) = error.code() {
+        return format!("{code}: {}", error.message().unwrap_or("refused"));
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
 /// What went wrong, without what was sent.
 fn fault<E: Error + ProvideErrorMetadata + 'static, R: std::fmt::Debug + 'static>(
     hash: BlobHash,
 ) -> impl Fn(SdkError<E, R>) -> BlobFault {
     move |error| {
-        if is_missing(&error) {
-            BlobFault::Missing(hash)
-        } else {
-            BlobFault::Store(DisplayErrorContext(&error).to_string())
-        }
+        if is_missing(&error) { BlobFault::Missing(hash) } else { BlobFault::Store(text(&error)) }
     }
 }
 
@@ -137,7 +148,7 @@ impl S3 {
     pub async fn make_bucket(&self) -> Result<(), BlobFault> {
         match self.client.create_bucket().bucket(&self.bucket.name).send().await {
             Err(error) if !error.code().is_some_and(|code| code.starts_with("BucketAlready")) => {
-                Err(BlobFault::Store(DisplayErrorContext(&error).to_string()))
+                Err(BlobFault::Store(text(&error)))
             }
             _ => Ok(()),
         }

@@ -1,6 +1,6 @@
 //! Puts a configuration together from its layers, and remembers where each value came from.
 
-use super::Config;
+use super::{BlobStoreKind, Config};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use std::collections::BTreeMap;
@@ -162,11 +162,17 @@ impl Layers {
     }
 
     pub fn config(&self) -> Result<Config, ConfigError> {
-        self.read().map_err(|error| ConfigError::Value {
+        let config = self.read().map_err(|error| ConfigError::Value {
             origin: Origin::Default,
             key: "configuration".to_owned(),
             what: error.message().to_owned(),
-        })
+        })?;
+        if config.attachments.store == BlobStoreKind::S3 && config.s3.bucket.is_empty() {
+            let key = "s3.bucket".to_owned();
+            let what = "must be given, since attachments.store is s3".to_owned();
+            return Err(ConfigError::Value { origin: Origin::Default, key, what });
+        }
+        Ok(config)
     }
 
     /// Every value with where it came from, one a line, as TOML with comments.
@@ -274,6 +280,15 @@ mod tests {
             let refused = layers.flag("--endpoint", "s3.endpoint", bad).unwrap_err().to_string();
             assert!(refused.contains("s3.endpoint") && refused.contains("https://"), "{bad}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_bucket_is_asked_for() {
+        let mut layers = Layers::default();
+        layers.flag("--store", "attachments.store", "s3").unwrap();
+        assert!(layers.config().unwrap_err().to_string().contains("s3.bucket"));
+        layers.flag("--bucket", "s3.bucket", "films").unwrap();
+        layers.config().unwrap();
     }
 
     #[test]

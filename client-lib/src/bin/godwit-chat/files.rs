@@ -1,6 +1,7 @@
 //! Files in messages: `attach` and `fetch`, with a bar on a terminal.
 
 use crate::print::out;
+use crate::verbs::ready;
 use godwit_client::{ChatId, Client, Error, MessageId, MessageState, NewAttachment, Progress, Seq};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -11,8 +12,6 @@ use tokio::time::Instant;
 
 /// How often the bar moves.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long nothing may move.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
@@ -28,8 +27,10 @@ pub(crate) async fn attach(
     chat: &ChatId,
     file: PathBuf,
     caption: String,
+    timeout: Duration,
     json: bool,
 ) -> Result<(), Error> {
+    ready(client, chat).await?;
     let io = |source| Error::Io { path: file.clone(), source };
     std::fs::metadata(&file).map_err(io)?;
     let path = std::path::absolute(&file).map_err(io)?;
@@ -38,7 +39,7 @@ pub(crate) async fn attach(
         Some(upload) => upload.id,
         None => client.attach(chat, NewAttachment { path, caption, ..NewAttachment::default() })?,
     };
-    let seq = uploaded(client, id).await?;
+    let seq = uploaded(client, id, timeout).await?;
     out(&if json {
         json!({"id": id.to_string(), "chat": chat.to_string(), "seq": seq.get(), "state": "sent"}).to_string()
     } else {
@@ -47,8 +48,8 @@ pub(crate) async fn attach(
 }
 
 /// Waits until a file is sent, as long as something moves.
-async fn uploaded(client: &Client, id: MessageId) -> Result<Seq, Error> {
-    let (bar, mut moved, mut last) = (bar(), Instant::now(), 0);
+async fn uploaded(client: &Client, id: MessageId, timeout: Duration) -> Result<Seq, Error> {
+    let (bar, mut moved, mut last, mut trouble) = (bar(), Instant::now(), 0, None);
     loop {
         match client.wait_for(id, MessageState::Sent, LOOK).await {
             Ok(sent) => {
@@ -58,18 +59,25 @@ async fn uploaded(client: &Client, id: MessageId) -> Result<Seq, Error> {
             Err(Error::TimedOut(_)) => {}
             Err(error) => return Err(error),
         }
-        if let Some(upload) = client.uploads()?.into_iter().find(|upload| upload.id == id) {
+        let uploads = client.uploads()?;
+        // One that waits for others moves as they do.
+        let done = uploads.iter().map(|upload| upload.done_bytes).sum();
+        if done != last {
+            (moved, last) = (Instant::now(), done);
+        }
+        if let Some(upload) = uploads.into_iter().find(|upload| upload.id == id) {
             bar.set_length(upload.total_bytes);
             bar.set_position(upload.done_bytes);
-            if upload.done_bytes != last {
-                (moved, last) = (Instant::now(), upload.done_bytes);
-            }
+            trouble = upload.trouble;
         }
-        if moved.elapsed() > PATIENCE {
-            let why = "nothing moves; the file is kept, and goes on when a command of this home reaches a relay";
-            return Err(Error::Unreachable(why.to_owned()));
+        if moved.elapsed() > timeout {
+            return Err(stalled(trouble, "the file is kept, and goes on with any command of this home"));
         }
     }
+}
+
+fn stalled(trouble: Option<String>, kept: &str) -> Error {
+    Error::Unreachable(format!("nothing moves: {}; {kept}", trouble.as_deref().unwrap_or("no relay is reached")))
 }
 
 /// Gets the file of a message. What an earlier call got of it stays.
@@ -78,9 +86,10 @@ pub(crate) async fn fetch(
     chat: &ChatId,
     seq: Seq,
     to: Option<PathBuf>,
+    timeout: Duration,
     json: bool,
 ) -> Result<(), Error> {
-    client.wait_connected(PATIENCE).await?;
+    client.wait_connected(timeout).await?;
     let attachment = client.attachment(chat, seq).await?;
     let path = match to {
         Some(folder) if folder.is_dir() => folder.join(attachment.file_name()),
@@ -90,6 +99,7 @@ pub(crate) async fn fetch(
     let (bar, progress) = (bar(), Progress::default());
     let fetching = client.fetch_attachment(chat, seq, &path, &progress);
     tokio::pin!(fetching);
+    let (mut moved, mut last) = (Instant::now(), 0);
     loop {
         tokio::select! {
             biased;
@@ -101,6 +111,11 @@ pub(crate) async fn fetch(
                 let (done, total) = progress.get();
                 bar.set_length(total);
                 bar.set_position(done);
+                if done != last {
+                    (moved, last) = (Instant::now(), done);
+                } else if moved.elapsed() > timeout {
+                    return Err(stalled(progress.trouble(), "run again, it goes on with what is there"));
+                }
             }
         }
     }

@@ -92,6 +92,9 @@ enum Verb {
         file: PathBuf,
         #[arg(long, default_value = "")]
         caption: String,
+        /// How long to wait without progress.
+        #[arg(long, default_value = "1m", value_parser = timeout)]
+        timeout: Duration,
     },
     /// Gets the file of a message; run again after an interruption, it goes on where it stopped.
     Fetch {
@@ -100,14 +103,20 @@ enum Verb {
         /// A file that does not exist yet, or a folder; the file's own name, here, if it is not given.
         #[arg(long)]
         out: Option<PathBuf>,
+        /// How long to wait without progress.
+        #[arg(long, default_value = "1m", value_parser = timeout)]
+        timeout: Duration,
     },
     /// Erases a message for everyone.
     Redact { chat: ChatId, seq: Seq },
     /// Lists what is kept and not sent yet, by chat, and files on their way.
     Outbox {
-        /// Until all of it is sent.
+        /// Until all of it is sent or refused; exit code 3 if there is something refused.
         #[arg(long)]
         wait: bool,
+        /// Lists files that were refused for the last time.
+        #[arg(long)]
+        forget: bool,
     },
 }
 

@@ -47,10 +47,12 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         }
         Some(Verb::Listen { count, seconds }) => listen(&client, count, seconds, json).await,
         Some(Verb::History { chat, before, limit }) => history(&client, &chat, before, limit, json).await,
-        Some(Verb::Attach { chat, file, caption }) => files::attach(&client, &chat, file, caption, json).await,
-        Some(Verb::Fetch { chat, seq, out }) => files::fetch(&client, &chat, seq, out, json).await,
+        Some(Verb::Attach { chat, file, caption, timeout }) => {
+            files::attach(&client, &chat, file, caption, timeout, json).await
+        }
+        Some(Verb::Fetch { chat, seq, out, timeout }) => files::fetch(&client, &chat, seq, out, timeout, json).await,
         Some(Verb::Redact { chat, seq }) => redact(&client, chat, seq, json).await,
-        Some(Verb::Outbox { wait }) => outbox(&client, wait, json).await,
+        Some(Verb::Outbox { wait, forget }) => outbox(&client, wait, forget, json).await,
     };
     client.close().await;
     result
@@ -111,10 +113,11 @@ pub(crate) async fn created_direct(client: &Client, chat: &ChatId, id: MessageId
     }
 }
 
-async fn outbox(client: &Client, wait: bool, json: bool) -> Result<(), Error> {
+async fn outbox(client: &Client, wait: bool, forget: bool, json: bool) -> Result<(), Error> {
     if wait {
         drained(client).await?;
     }
+    let mut refusals = Vec::new();
     for (chat, count) in client.unsent()? {
         let chat = chat.to_string();
         out(&if json {
@@ -125,14 +128,23 @@ async fn outbox(client: &Client, wait: bool, json: bool) -> Result<(), Error> {
     }
     for upload in client.uploads()? {
         let (chat, file) = (upload.chat.to_string(), upload.path.display().to_string());
-        let refused = upload.refusal.map(|refusal| refusal.to_string());
+        let refused = upload.refusal.as_ref().map(ToString::to_string);
         out(&if json {
-            json!({"chat": chat, "file": file, "refused": refused}).to_string()
+            json!({"chat": chat, "file": file, "refused": refused, "trouble": upload.trouble}).to_string()
         } else {
-            format!("{chat}  {file}: {}", refused.as_deref().unwrap_or("on its way"))
+            format!("{chat}  {file}: {}", refused.or(upload.trouble).as_deref().unwrap_or("on its way"))
         })?;
+        if let Some(refusal) = upload.refusal {
+            refusals.push(refusal);
+            if forget {
+                client.cancel_upload(upload.id)?;
+            }
+        }
     }
-    Ok(())
+    match refusals.into_iter().next() {
+        Some(refusal) if wait => Err(refusal.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until everything is sent or refused, as long as there is progress.
@@ -213,7 +225,7 @@ async fn redact(client: &Client, chat: ChatId, seq: Seq, json: bool) -> Result<(
 }
 
 /// A device that is new, or was just added, may not know the chat yet.
-async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
+pub(crate) async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
     if client.chat(chat)?.is_none() && client.owns_connection() {
         client.wait_synced(PATIENCE).await?;
     }

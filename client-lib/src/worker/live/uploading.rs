@@ -56,7 +56,7 @@ impl Uploading {
 }
 
 fn lasting(why: impl Into<String>) -> Error {
-    Refusal::because(Code::Invalid, why).into()
+    Refusal::because(Code::Unreadable, why).into()
 }
 
 impl Live {
@@ -113,6 +113,7 @@ impl Live {
             }
             Err(error) => {
                 tracing::debug!(%error, "an upload goes on later");
+                worker.inner.progress(id).held_up(&error);
                 let wait = error.again_after(RETRY).unwrap_or(RETRY);
                 self.uploading.rests.insert(id, Instant::now() + wait);
             }

@@ -7,7 +7,7 @@ use crate::fault::{Fault, print};
 use crate::{run, shown};
 use godwit_certs::folder::{AuthorityDir, RelayDir};
 use godwit_certs::identity;
-use godwit_relay::config::BlobStoreKind;
+use godwit_relay::config::{BlobStoreKind, Layers};
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Clock, RegionId, RelayId, UserId};
 use std::net::SocketAddr;
@@ -66,16 +66,18 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
     }
     let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
     let certs = certificates(&authority, &relay)?;
-    let (attachments, s3) = blobs::sections(&args, &args.region);
+    let mut layers = Layers::default();
+    layers.environment(run::variables()?.into_iter())?;
+    if args.blobs != BlobStoreKind::Files {
+        layers.environment(blobs::environment(&args, &args.region).into_iter())?;
+    }
     let config = Config {
-        attachments,
-        s3,
         listen: args.listen,
         admin: args.admin,
         certs: certs.path().to_owned(),
         data: args.data.clone(),
         log: std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()),
-        ..Config::default()
+        ..layers.config()?
     };
     run::start_log(&config.log)?;
     let again = config.clone();

@@ -34,19 +34,7 @@ impl Args {
         if let Some(path) = &self.config {
             layers.file(path)?;
         }
-        let mut variables = Vec::new();
-        for (name, value) in std::env::vars_os() {
-            // A name that is not UTF-8 is none of ours.
-            let Ok(name) = name.into_string() else { continue };
-            match value.into_string() {
-                Ok(value) => variables.push((name, value)),
-                Err(_) if name.starts_with(Layers::PREFIX) => {
-                    return Err(Fault::new(USAGE, anyhow::anyhow!("environment {name}: not UTF-8")));
-                }
-                Err(_) => {}
-            }
-        }
-        layers.environment(variables.into_iter())?;
+        layers.environment(variables()?.into_iter())?;
         for (flag, key, value) in [
             ("--listen", "listen", &self.listen),
             ("--admin", "admin", &self.admin),
@@ -59,6 +47,23 @@ impl Args {
         }
         Ok(layers)
     }
+}
+
+/// The environment.
+pub(crate) fn variables() -> Result<Vec<(String, String)>, Fault> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        // A name that is not UTF-8 is none of ours.
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_) if name.starts_with(Layers::PREFIX) => {
+                return Err(Fault::new(USAGE, anyhow::anyhow!("environment {name}: not UTF-8")));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(variables)
 }
 
 pub(crate) fn describe(args: &Args) -> Result<(), Fault> {

