@@ -712,6 +712,15 @@ async fn commands_attach_where_they_are_new_wait_their_turn_and_let_go_of_what_i
         let output = child?.wait_with_output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+    let other = process::succeed("godwit-chat", &["--home", &bob, "direct", "alice@eu"])?;
+    let forward = ["--home", &bob, "forward", group.trim(), "2", other.trim(), "--caption", "once more"];
+    let sent = process::succeed("godwit-chat", &forward)?;
+    let seq = sent.trim().strip_prefix("sent #").and_then(|text| text.split(' ').next()).context("sent")?;
+    let got = folder.path().join("got").display().to_string();
+    process::succeed("godwit-chat", &["--home", &alice, "fetch", other.trim(), seq, "--out", &got])?;
+    let is_one =
+        |bytes: usize| std::fs::read(folder.path().join(format!("walk-{bytes}.mp4"))).ok() == std::fs::read(&got).ok();
+    ensure!([18_000_000, 17_000_000, 1].into_iter().any(is_one), "the file of the group's second message");
     let large = attach(30_000_000)?.wait_with_output()?;
     let said = String::from_utf8_lossy(&large.stderr).into_owned();
     ensure!(large.status.code() == Some(3) && said.contains("attachments.file_size"), "{said}");

@@ -86,7 +86,8 @@ enum Verb {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
     },
-    /// Sends a file; run again after an interruption, it goes on where it stopped.
+    /// Sends a file as it is when it is read. After an interruption any command of this home goes on with it where it
+    /// stopped; run again, this one waits for it, unless it is sent by then: that sends it once more.
     Attach {
         chat: ChatId,
         file: PathBuf,
@@ -100,12 +101,21 @@ enum Verb {
     Fetch {
         chat: ChatId,
         seq: Seq,
-        /// A file that does not exist yet, or a folder; the file's own name, here, if it is not given.
+        /// A file that does not exist yet, or a folder. If it is not given, the file's own name, here; without dots at its
+        /// start and what a terminal does not show.
         #[arg(long)]
         out: Option<PathBuf>,
         /// How long to wait without progress.
         #[arg(long, default_value = "1m", value_parser = timeout)]
         timeout: Duration,
+    },
+    /// Sends the file of a message on to another chat, without uploading it again.
+    Forward {
+        chat: ChatId,
+        seq: Seq,
+        to: ChatId,
+        #[arg(long, default_value = "")]
+        caption: String,
     },
     /// Erases a message for everyone.
     Redact { chat: ChatId, seq: Seq },

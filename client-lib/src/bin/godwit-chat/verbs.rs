@@ -51,6 +51,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
             files::attach(&client, &chat, file, caption, timeout, json).await
         }
         Some(Verb::Fetch { chat, seq, out, timeout }) => files::fetch(&client, &chat, seq, out, timeout, json).await,
+        Some(Verb::Forward { chat, seq, to, caption }) => forward(&client, &chat, seq, to, &caption, json).await,
         Some(Verb::Redact { chat, seq }) => redact(&client, chat, seq, json).await,
         Some(Verb::Outbox { wait, forget }) => outbox(&client, wait, forget, json).await,
     };
@@ -216,6 +217,12 @@ async fn history(client: &Client, chat: &ChatId, before: Option<Seq>, limit: u32
         out(&text)?;
     }
     Ok(())
+}
+
+async fn forward(client: &Client, chat: &ChatId, seq: Seq, to: ChatId, caption: &str, json: bool) -> Result<(), Error> {
+    ready(client, &to).await?;
+    let id = client.forward(chat, seq, &to, caption).await?;
+    Sending { client, chat: to, wait: Wait::Sent, timeout: PATIENCE, json, n: 0 }.sent(id).await
 }
 
 async fn redact(client: &Client, chat: ChatId, seq: Seq, json: bool) -> Result<(), Error> {
