@@ -240,21 +240,32 @@ impl Upload {
         let (mut send, mut receive) = open(connection, &request, part.before).await?;
         // A relay that says it has more than there is gets nothing, and refuses.
         sealed.advance(usize::try_from(has).unwrap_or(usize::MAX).min(sealed.len()));
-        while !sealed.is_empty() {
-            let piece = sealed.split_to(WRITE_BYTES.min(sealed.len()));
-            let bytes = piece.len() as u64;
-            // It waits for those before it as long as the connection lives. A relay that has the part already takes no more
-            // of it, and says so.
-            if send.write_chunk(piece).await.is_err() {
-                break;
+        let writing = async {
+            while !sealed.is_empty() {
+                let piece = sealed.split_to(WRITE_BYTES.min(sealed.len()));
+                let bytes = piece.len() as u64;
+                // It waits for those before it as long as the connection lives.
+                if send.write_chunk(piece).await.is_err() {
+                    break;
+                }
+                part.progress.add(bytes);
             }
-            part.progress.add(bytes);
-        }
-        // It fails only if the stream has ended.
-        let _ = send.finish();
-        // What is written is not yet there: over a slow network that takes its time.
-        let _ = send.stopped().await;
-        match in_time(read_reply(&mut receive, &mut FrameReader::default())).await? {
+            // It fails only if the stream has ended.
+            let _ = send.finish();
+            // What is written is not yet there: over a slow network that takes its time.
+            let _ = send.stopped().await;
+        };
+        let mut reader = FrameReader::default();
+        let replied = read_reply(&mut receive, &mut reader);
+        tokio::pin!(replied);
+        // A relay that refuses, or has the part already, says so and takes no more of it. That it stops the stream may not be
+        // noticed here.
+        let reply = tokio::select! {
+            biased;
+            reply = &mut replied => reply?,
+            () = writing => in_time(replied).await?,
+        };
+        match reply {
             Reply::Done => Ok(()),
             other => Err(refused(other)),
         }

@@ -60,9 +60,10 @@ async fn uploaded(client: &Client, id: MessageId, timeout: Duration) -> Result<S
             Err(error) => return Err(error),
         }
         let uploads = client.uploads()?;
-        // One that waits for others moves as they do.
+        // One that waits for others moves as they do. What another command of this home does is not seen here; it gives up
+        // itself, and then it is this one's turn.
         let done = uploads.iter().map(|upload| upload.done_bytes).sum();
-        if done != last {
+        if done != last || !client.owns_connection() {
             (moved, last) = (Instant::now(), done);
         }
         if let Some(upload) = uploads.into_iter().find(|upload| upload.id == id) {

@@ -233,6 +233,11 @@ async fn redact(client: &Client, chat: ChatId, seq: Seq, json: bool) -> Result<(
 
 /// A device that is new, or was just added, may not know the chat yet.
 pub(crate) async fn ready(client: &Client, chat: &ChatId) -> Result<(), Error> {
+    let since = Instant::now();
+    while client.chat(chat)?.is_none() && !client.owns_connection() && since.elapsed() < FRESHEN {
+        // Whichever command of this home keeps the connection may hear of it.
+        tokio::time::sleep(LOOK).await;
+    }
     if client.chat(chat)?.is_none() && client.owns_connection() {
         client.wait_synced(PATIENCE).await?;
     }
