@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use ureq::http::StatusCode;
 use ureq::tls::TlsConfig;
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, RequestBuilder, SendBody};
 
 /// How long a connection may take to be made, and an answer to begin.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -50,6 +50,12 @@ fn failed(error: ureq::Error) -> io::Error {
     }
 }
 
+/// A request with what its address asks for; its length is its own.
+fn saying<B>(request: RequestBuilder<B>, address: &BlobUrl) -> RequestBuilder<B> {
+    let asked = address.headers.iter().filter(|header| !header.name.eq_ignore_ascii_case("content-length"));
+    asked.fold(request, |request, header| request.header(&header.name, &header.value))
+}
+
 /// Gets a stretch of a blob.
 pub(crate) fn get(host: &Host, from: BlobUrl, range: Range<u64>) -> Pieces {
     let (give, pieces) = mpsc::channel(AHEAD);
@@ -64,11 +70,8 @@ pub(crate) fn get(host: &Host, from: BlobUrl, range: Range<u64>) -> Pieces {
 }
 
 fn read(agent: &Agent, from: &BlobUrl, range: &Range<u64>, give: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
-    let mut get = agent.get(&from.url).header("range", format!("bytes={}-{}", range.start, range.end - 1));
-    for header in &from.headers {
-        get = get.header(&header.name, &header.value);
-    }
-    let answer = get.call().map_err(failed)?;
+    let get = agent.get(&from.url).header("range", format!("bytes={}-{}", range.start, range.end - 1));
+    let answer = saying(get, from).call().map_err(failed)?;
     let mut left = range.end - range.start;
     if answer.status() != StatusCode::PARTIAL_CONTENT || answer.body().content_length() != Some(left) {
         return Err(io::Error::other("the store of attachments answers with something else"));
@@ -98,10 +101,7 @@ pub(crate) async fn put(
 ) -> io::Result<()> {
     let agent = agent(host);
     let bring = move || {
-        let mut put = agent.put(&to.url).header("content-length", bytes.len().to_string());
-        for header in to.headers.iter().filter(|header| !header.name.eq_ignore_ascii_case("content-length")) {
-            put = put.header(&header.name, &header.value);
-        }
+        let put = saying(agent.put(&to.url).header("content-length", bytes.len().to_string()), &to);
         let counted = Counted { bytes: io::Cursor::new(bytes), written };
         put.send(SendBody::from_owned_reader(counted)).map(drop::<ureq::http::Response<Body>>).map_err(failed)
     };

@@ -28,8 +28,9 @@ use tokio::time::Instant;
 const OFFLINE: Duration = Duration::from_mins(2);
 /// How long a transfer may make no progress: in a train, minutes are nothing.
 const STALLED: Duration = Duration::from_mins(10);
-/// The wait before it is tried again. It doubles with each failure, so often at most.
+/// How often the wait doubles at most, which it does with each failure.
 const MOST_DOUBLINGS: u32 = 4;
+/// The wait before what failed first is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a file may take from region to region before it is asked for again; what is copied stays.
 const COPY: Duration = Duration::from_mins(1);

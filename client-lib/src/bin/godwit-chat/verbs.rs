@@ -118,7 +118,7 @@ async fn outbox(client: &Client, wait: bool, forget: bool, json: bool) -> Result
     if wait {
         drained(client).await?;
     }
-    let mut refusals = Vec::new();
+    let mut refused_first = None;
     for (chat, count) in client.unsent()? {
         let chat = chat.to_string();
         out(&if json {
@@ -136,13 +136,13 @@ async fn outbox(client: &Client, wait: bool, forget: bool, json: bool) -> Result
             format!("{chat}  {file}: {}", refused.or(upload.trouble).as_deref().unwrap_or("on its way"))
         })?;
         if let Some(refusal) = upload.refusal {
-            refusals.push(refusal);
+            refused_first.get_or_insert(refusal);
             if forget {
                 client.cancel_upload(upload.id)?;
             }
         }
     }
-    match refusals.into_iter().next() {
+    match refused_first {
         Some(refusal) if wait => Err(refusal.into()),
         _ => Ok(()),
     }
