@@ -2,7 +2,7 @@
 //!
 //! Every write goes through one thread ([`writer`]), which commits all that queued up with one fsync; reads use
 //! snapshots beside it. What a write means is decided in `godwit_core`; what is kept, and under which key, is listed in
-//! [`tables`]. What was committed is told to fan-out in the order of the commits.
+//! [`tables`], as [`rows`] that an engine keeps: [`embedded`]. What was committed is told to fan-out in the order of the commits.
 //!
 //! - [`chats`]: commands on a chat's log, and the states of chats in memory
 //! - [`replica`]: copies of other regions' chats, for the users of this one
@@ -17,11 +17,14 @@ mod blobs;
 mod chats;
 mod delivery;
 mod devices;
+mod embedded;
 pub mod file;
 mod keys;
+mod meta;
 mod read;
 mod replica;
 mod restored;
+mod rows;
 mod tables;
 mod writer;
 
@@ -402,8 +405,7 @@ impl Store {
         let shared = self.shared.clone();
         let result = self.host.threads.blocking(move || {
             let database = shared.database().ok_or(StoreError::Closed)?;
-            let txn = redb::ReadableDatabase::begin_read(&*database)?;
-            read(&Snapshot::new(txn))
+            read(&Snapshot::new(embedded::Moment::now(&database)?))
         });
         match result.await {
             Ok(result) => result,

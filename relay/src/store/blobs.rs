@@ -5,8 +5,9 @@
 //! gone, so that what a crash leaves half-done is found by its row.
 
 use super::StoreError;
-use super::keys::{Key, Parts};
-use super::tables::{BLOB_HOLDS, BLOB_MANIFESTS, BLOB_PARTS, BLOB_REFS, BLOBS, BlobTables, Read, Tables, decode, put};
+use super::keys::{Key, Parts, Span};
+use super::rows::{Records, RecordsMut, Rows, RowsMut};
+use super::tables::{BLOB_HOLDS, BLOB_MANIFESTS, BLOB_PARTS, BLOB_REFS, BLOB_USAGE, BLOBS, PARTICIPANTS};
 use super::writer::{Batch, Write};
 use super::{Snapshot, Store};
 use godwit_core::blob::{self, Blob, BlobLimits, BlobState, Usage};
@@ -14,7 +15,6 @@ use godwit_core::{Entry, Participant};
 use godwit_wire::blob::{BlobHash, BlobRef, Manifest};
 use godwit_wire::entry::EntryBody;
 use godwit_wire::{ChatId, Code, Refusal, Seq, UnixMillis, UserId};
-use redb::ReadableTable;
 use std::time::Duration;
 
 /// Under this key the usage of all users together is kept: no user's key is as short.
@@ -23,22 +23,9 @@ const ALL: &[u8] = &[0];
 const GOING: Duration = Duration::from_secs(2);
 
 /// Whether a message refers to a blob, or somebody may make one do so.
-fn is_used<T: ReadableTable<&'static [u8], &'static [u8]>>(
-    refs: &T,
-    holds: &T,
-    hash: BlobHash,
-    now: UnixMillis,
-) -> Result<bool, StoreError> {
-    let (start, end) = Key::new().blob(hash).prefix();
-    if refs.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some() {
-        return Ok(true);
-    }
-    for row in holds.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-        if now < decode::<UnixMillis>(row?.1.value())? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn is_used(rows: &dyn Rows, hash: BlobHash, now: UnixMillis) -> Result<bool, StoreError> {
+    let span = Key::new().blob(hash).prefix();
+    Ok(!rows.is_empty(BLOB_REFS, &span)? || rows.all(BLOB_HOLDS, &span)?.iter().any(|(_, until)| now < *until))
 }
 
 /// A blob as an upload goes on.
@@ -58,35 +45,34 @@ impl Upload {
     }
 }
 
-fn usage(tables: &BlobTables<'_>, key: &[u8]) -> Result<Usage, StoreError> {
-    Ok(tables.usage.record(key)?.unwrap_or_default())
+fn usage(rows: &dyn Rows, key: &[u8]) -> Result<Usage, StoreError> {
+    Ok(rows.get(BLOB_USAGE, key)?.unwrap_or_default())
 }
 
 /// Changes what a user and what all have.
-fn count(tables: &mut BlobTables<'_>, user: &UserId, change: impl Fn(&mut Usage)) -> Result<(), StoreError> {
+fn count(rows: &mut dyn RowsMut, user: &UserId, change: impl Fn(&mut Usage)) -> Result<(), StoreError> {
     for key in [Key::new().user(user).bytes().as_slice(), ALL] {
-        let mut usage = usage(tables, key)?;
+        let mut usage = usage(rows, key)?;
         change(&mut usage);
-        put(&mut tables.usage, key, &usage)?;
+        rows.put(BLOB_USAGE, key, &usage)?;
     }
     Ok(())
 }
 
 /// A user may refer to a blob until then.
-fn hold(tables: &mut BlobTables<'_>, hash: BlobHash, user: &UserId, until: UnixMillis) -> Result<(), StoreError> {
-    put(&mut tables.holds, &Key::new().blob(hash).user(user).bytes(), &until)
+fn hold(rows: &mut dyn RowsMut, hash: BlobHash, user: &UserId, until: UnixMillis) -> Result<(), StoreError> {
+    rows.put(BLOB_HOLDS, &Key::new().blob(hash).user(user).bytes(), &until)
 }
 
 /// Whether a message of `user` may refer to a blob.
 pub(super) fn may_refer(
-    tables: &Tables<'_>,
+    rows: &dyn Rows,
     named: &BlobRef,
     user: &UserId,
     now: UnixMillis,
 ) -> Result<(Option<Blob>, bool), StoreError> {
-    let tables = tables.blobs()?;
-    let has: Option<Blob> = tables.blobs.record(&Key::new().blob(named.hash).bytes())?;
-    let until: Option<UnixMillis> = tables.holds.record(&Key::new().blob(named.hash).user(user).bytes())?;
+    let has = rows.get(BLOBS, &Key::new().blob(named.hash).bytes())?;
+    let until = rows.get(BLOB_HOLDS, &Key::new().blob(named.hash).user(user).bytes())?;
     Ok((has, until.is_some_and(|until| now < until)))
 }
 
@@ -97,26 +83,13 @@ fn references(chat: &ChatId, entry: &Entry) -> Vec<Vec<u8>> {
 }
 
 /// Notes which blobs an entry refers to.
-pub(super) fn refer(tables: &Tables<'_>, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
-    let references = references(chat, entry);
-    if references.is_empty() {
-        return Ok(());
-    }
-    let mut refs = tables.blobs()?.refs;
-    references.iter().try_for_each(|key| put(&mut refs, key, &()))
+pub(super) fn refer(rows: &mut dyn RowsMut, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
+    references(chat, entry).iter().try_for_each(|key| rows.put(BLOB_REFS, key, &()))
 }
 
 /// An entry that is erased refers to nothing any more.
-pub(super) fn release(tables: &Tables<'_>, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
-    let references = references(chat, entry);
-    if references.is_empty() {
-        return Ok(());
-    }
-    let mut refs = tables.blobs()?.refs;
-    for key in references {
-        refs.remove(key.as_slice())?;
-    }
-    Ok(())
+pub(super) fn release(rows: &mut dyn RowsMut, chat: &ChatId, entry: &Entry) -> Result<(), StoreError> {
+    references(chat, entry).iter().try_for_each(|key| rows.delete(BLOB_REFS, key))
 }
 
 /// Begins an upload, or goes on with it: its user may refer to the blob once it is stored.
@@ -131,16 +104,16 @@ pub(super) struct BeginBlob {
 impl Write for BeginBlob {
     type Output = Result<(), Refusal>;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Self::Output, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
         let key = Key::new().chat(&self.chat).user(&self.user).bytes();
-        let row: Option<Participant> = batch.tables.participants.record(&key)?;
-        if !row.is_some_and(|row| row.is_present()) {
+        let row = batch.rows.get(PARTICIPANTS, &key)?;
+        if !row.as_ref().is_some_and(Participant::is_present) {
             return Ok(Err(Code::NotParticipant.into()));
         }
         let named = self.manifest.blob();
         let key = Key::new().blob(named.hash).bytes();
-        let mut tables = batch.tables.blobs()?;
-        let has: Option<Blob> = tables.blobs.record(&key)?;
+        let rows = &mut *batch.rows;
+        let has = rows.get(BLOBS, &key)?;
         match &has {
             Some(Blob { state: BlobState::Going { .. }, .. }) => {
                 return Ok(Err(Refusal::retry(Code::Unavailable, GOING).explained("the blob is being removed")));
@@ -151,18 +124,18 @@ impl Write for BeginBlob {
             }
             Some(_) => {}
             None => {
-                let own = usage(&tables, &Key::new().user(&self.user).bytes())?;
-                if let Err(refusal) = blob::begin(&self.manifest, own, usage(&tables, ALL)?, &self.limits, batch.now) {
+                let own = usage(rows, &Key::new().user(&self.user).bytes())?;
+                if let Err(refusal) = blob::begin(&self.manifest, own, usage(rows, ALL)?, &self.limits, batch.now) {
                     return Ok(Err(refusal));
                 }
                 let state = BlobState::Uploading { upload: None };
                 let row = Blob { size_bytes: named.size_bytes, by: self.user.clone(), since: batch.now, state };
-                put(&mut tables.blobs, &key, &row)?;
-                put(&mut tables.manifests, &key, &self.manifest)?;
-                count(&mut tables, &self.user, |usage| usage.take(named.size_bytes))?;
+                rows.put(BLOBS, &key, &row)?;
+                rows.put(BLOB_MANIFESTS, &key, &self.manifest)?;
+                count(rows, &self.user, |usage| usage.take(named.size_bytes))?;
             }
         }
-        hold(&mut tables, named.hash, &self.user, batch.now.plus(self.limits.grace))?;
+        hold(rows, named.hash, &self.user, batch.now.plus(self.limits.grace))?;
         Ok(Ok(()))
     }
 }
@@ -196,10 +169,11 @@ impl Write for ChangeBlob {
     // Removing must go on while the disk is full, and is what makes room.
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Option<Blob>, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Option<Blob>, StoreError> {
         let key = Key::new().blob(self.hash).bytes();
-        let mut tables = batch.tables.blobs()?;
-        let Some(mut blob) = Read::record::<Blob>(&tables.blobs, &key)? else { return Ok(None) };
+        let of_blob = Key::new().blob(self.hash).prefix();
+        let rows = &mut *batch.rows;
+        let Some(mut blob) = rows.get(BLOBS, &key)? else { return Ok(None) };
         match (&self.change, &mut blob.state) {
             (BlobChange::Named { upload }, BlobState::Uploading { upload: name }) => {
                 // The first one that was made is the one.
@@ -207,20 +181,20 @@ impl Write for ChangeBlob {
             }
             (BlobChange::Part { part, bytes, tag, user }, BlobState::Uploading { .. }) => {
                 let part_key = Key::new().blob(self.hash).part(*part).bytes();
-                if tables.parts.record::<String>(&part_key)?.is_none() {
-                    count(&mut tables, user, |usage| usage.uploaded(*bytes, batch.now))?;
+                if rows.get(BLOB_PARTS, &part_key)?.is_none() {
+                    count(rows, user, |usage| usage.uploaded(*bytes, batch.now))?;
                 }
-                put(&mut tables.parts, &part_key, tag)?;
+                rows.put(BLOB_PARTS, &part_key, tag)?;
                 blob.since = batch.now;
             }
             (BlobChange::Lost { upload: lost }, BlobState::Uploading { upload }) if upload.as_ref() == Some(lost) => {
                 *upload = None;
-                remove_parts(&mut tables, self.hash)?;
+                rows.clear(BLOB_PARTS, &of_blob)?;
             }
             (BlobChange::Stored, BlobState::Uploading { .. }) => {
                 blob.state = BlobState::Stored;
                 blob.since = batch.now;
-                remove_parts(&mut tables, self.hash)?;
+                rows.clear(BLOB_PARTS, &of_blob)?;
             }
             (BlobChange::Going { unused_since }, state) => {
                 let upload = match state {
@@ -228,31 +202,24 @@ impl Write for ChangeBlob {
                     BlobState::Stored => None,
                     BlobState::Going { .. } => return Ok(Some(blob)),
                 };
-                if blob.since > *unused_since || is_used(&tables.refs, &tables.holds, self.hash, batch.now)? {
+                if blob.since > *unused_since || is_used(rows, self.hash, batch.now)? {
                     return Ok(None);
                 }
                 blob.state = BlobState::Going { upload };
             }
             (BlobChange::Gone, BlobState::Going { .. }) => {
-                tables.blobs.remove(key.as_slice())?;
-                tables.manifests.remove(key.as_slice())?;
-                remove_parts(&mut tables, self.hash)?;
-                let (start, end) = Key::new().blob(self.hash).prefix();
-                tables.holds.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
-                count(&mut tables, &blob.by, |usage| usage.release(blob.size_bytes))?;
+                rows.delete(BLOBS, &key)?;
+                rows.delete(BLOB_MANIFESTS, &key)?;
+                rows.clear(BLOB_PARTS, &of_blob)?;
+                rows.clear(BLOB_HOLDS, &of_blob)?;
+                count(rows, &blob.by, |usage| usage.release(blob.size_bytes))?;
                 return Ok(Some(blob));
             }
             _ => return Ok(None),
         }
-        put(&mut tables.blobs, &key, &blob)?;
+        rows.put(BLOBS, &key, &blob)?;
         Ok(Some(blob))
     }
-}
-
-fn remove_parts(tables: &mut BlobTables<'_>, hash: BlobHash) -> Result<(), StoreError> {
-    let (start, end) = Key::new().blob(hash).prefix();
-    tables.parts.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
-    Ok(())
 }
 
 impl Store {
@@ -275,14 +242,13 @@ impl Store {
 impl Snapshot {
     /// How far an upload is; none if there is no such blob.
     pub(crate) fn upload(&self, hash: BlobHash) -> Result<Option<Upload>, StoreError> {
-        let (start, end) = Key::new().blob(hash).prefix();
-        let Some(blob) = Read::record::<Blob>(&self.table(BLOBS)?, &start)? else { return Ok(None) };
-        let manifest = self.table(BLOB_MANIFESTS)?.record(&start)?;
+        let span = Key::new().blob(hash).prefix();
+        let Some(blob) = self.rows().get(BLOBS, &span.start)? else { return Ok(None) };
+        let manifest = self.rows().get(BLOB_MANIFESTS, &span.start)?;
         let manifest = manifest.ok_or(StoreError::Inconsistent("a blob without a manifest"))?;
         let mut stored = Vec::new();
-        for row in self.table(BLOB_PARTS)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-            let (key, value) = row?;
-            stored.push((Parts(&key.value()[start.len()..]).part()?, decode(value.value())?));
+        for (key, tag) in self.rows().all(BLOB_PARTS, &span)? {
+            stored.push((Parts(&key[span.start.len()..]).part()?, tag));
         }
         let named = BlobRef { hash, size_bytes: blob.size_bytes };
         Ok(Some(Upload { blob: named, state: blob.state, manifest, stored }))
@@ -319,22 +285,18 @@ impl Snapshot {
         after: Option<BlobHash>,
         limit: usize,
     ) -> Result<(Vec<BlobHash>, Option<BlobHash>), StoreError> {
-        let (refs, holds) = (self.table(BLOB_REFS)?, self.table(BLOB_HOLDS)?);
-        let start = after.map_or_else(Vec::new, |hash| Key::new().blob(hash).prefix().1);
+        let span = after.map_or(Span::ALL, |hash| Span::ALL.behind(&Key::new().blob(hash).bytes()));
         let (mut unused, mut last) = (Vec::new(), None);
-        for (i, row) in self.table(BLOBS)?.range::<&[u8]>(start.as_slice()..)?.enumerate() {
-            if i == limit {
-                return Ok((unused, last));
-            }
-            let (key, value) = row?;
-            let hash = Parts(key.value()).blob()?;
+        let blobs = self.rows().first(BLOBS, &span, limit)?;
+        let is_end = blobs.len() < limit;
+        for (key, blob) in blobs {
+            let hash = Parts(&key).blob()?;
             last = Some(hash);
-            let blob: Blob = decode(value.value())?;
             let is_going = matches!(blob.state, BlobState::Going { .. });
-            if is_going || blob.since <= since && !is_used(&refs, &holds, hash, now)? {
+            if is_going || blob.since <= since && !is_used(self.rows(), hash, now)? {
                 unused.push(hash);
             }
         }
-        Ok((unused, None))
+        Ok((unused, last.filter(|_| !is_end)))
     }
 }

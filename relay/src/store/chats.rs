@@ -2,18 +2,21 @@
 
 use super::blobs;
 use super::keys::{self, Key};
-use super::tables::{ChatRow, CursorRow, NumberRow, Read, Tables, decode, put};
+use super::rows::{Records, RecordsMut, Rows, RowsMut};
+use super::tables::{
+    BASES, CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, LOG, NUMBERS, NumberRow, PARTICIPANTS, USER_CHATS,
+};
 use super::writer::{Batch, Write};
 use super::{Committed, InFlight, StoreError};
 use godwit_core::blob::Blob;
 use godwit_core::number::Void;
 use godwit_core::{
-    Applied, Chat, Command, Decided, Decision, Device, Entry, Link, Mark, Outcome, Participant, Projection, Sender,
-    View, decide,
+    Applied, Chat, Command, Decided, Decision, Entry, Link, Mark, Outcome, Participant, Projection, Sender, View,
+    decide,
 };
 use godwit_wire::blob::BlobRef;
+use godwit_wire::frame::SeqRange;
 use godwit_wire::{ChatId, DeviceId, MessageId, Refusal, RegionId, Seq, UnixMillis, UserId};
-use redb::ReadableTable;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -104,9 +107,9 @@ impl ChatCache {
     }
 
     /// The state of `chat`, read if need be; none if there is no such chat.
-    pub(super) fn get(&mut self, tables: &Tables<'_>, chat: &ChatId) -> Result<Option<&mut ChatState>, StoreError> {
+    pub(super) fn get(&mut self, rows: &dyn Rows, chat: &ChatId) -> Result<Option<&mut ChatState>, StoreError> {
         if !self.states.contains_key(chat) {
-            match load(tables, chat, &self.region)? {
+            match load(rows, chat, &self.region)? {
                 Some(state) => self.states.insert(chat.clone(), state),
                 None => return Ok(None),
             };
@@ -119,49 +122,39 @@ impl ChatCache {
     }
 }
 
-pub(super) fn last_entry(
-    log: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    chat: &ChatId,
-) -> Result<Option<Entry>, StoreError> {
-    let (start, end) = Key::new().chat(chat).prefix();
-    let last = log.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
-    last.map(|(_, value)| decode(value.value())).transpose()
+pub(super) fn last_entry(rows: &dyn Rows, chat: &ChatId) -> Result<Option<Entry>, StoreError> {
+    Ok(rows.last(LOG, &keys::whole_log(chat))?.map(|(_, entry)| entry))
 }
 
-pub(super) fn participants(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    chat: &ChatId,
-) -> Result<BTreeMap<UserId, Participant>, StoreError> {
-    let (start, end) = Key::new().chat(chat).prefix();
-    let mut rows = BTreeMap::new();
-    for row in table.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-        let (key, value) = row?;
-        rows.insert(keys::Parts(&key.value()[start.len()..]).user()?, decode(value.value())?);
-    }
-    Ok(rows)
+pub(super) fn participants(rows: &dyn Rows, chat: &ChatId) -> Result<BTreeMap<UserId, Participant>, StoreError> {
+    let span = Key::new().chat(chat).prefix();
+    let mut all = BTreeMap::new();
+    rows.each(PARTICIPANTS, &span, |key, row| {
+        all.insert(keys::Parts(&key[span.start.len()..]).user()?, row);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
-fn load(tables: &Tables<'_>, id: &ChatId, region: &RegionId) -> Result<Option<ChatState>, StoreError> {
+fn load(rows: &dyn Rows, id: &ChatId, region: &RegionId) -> Result<Option<ChatState>, StoreError> {
     let key = Key::new().chat(id).bytes();
-    let Some(row) = Read::record::<ChatRow>(&tables.chats, &key)? else { return Ok(None) };
-    let last = last_entry(&tables.log, id)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
-    let rows = participants(&tables.participants, id)?;
-    let cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
-    let chat = Chat::from_records(id.clone(), row.kind, row.title, row.created_at, rows, &last);
-    let dirty = tables.dirty.record::<()>(&key)?.is_some();
+    let Some(row) = rows.get(CHATS, &key)? else { return Ok(None) };
+    let last = last_entry(rows, id)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
+    let participants = participants(rows, id)?;
+    let cursor = rows.get(CURSORS, &key)?.unwrap_or_default();
+    let chat = Chat::from_records(id.clone(), row.kind, row.title, row.created_at, participants, &last);
+    let dirty = rows.has(DIRTY, &key)?;
     if id.home() != region {
-        return Ok(Some(ChatState { dirty, ..ChatState::replica(chat, tables.bases.record(&key)?) }));
+        return Ok(Some(ChatState { dirty, ..ChatState::replica(chat, rows.get(BASES, &key)?) }));
     }
     let marked = cursor.marked.map_or(0, Seq::get);
     let mut state = ChatState { marked, dirty, ..ChatState::new(chat) };
     if last.seq.get() > marked {
         let first = Seq::new(marked + 1).map_err(|_| StoreError::BadKey)?;
-        let (start, end) = (keys::log(id, first), keys::log(id, last.seq));
-        for row in tables.log.range::<&[u8]>(start.as_slice()..=end.as_slice())? {
-            let entry: Entry = decode(row?.1.value())?;
+        for (_, entry) in rows.all(LOG, &keys::log_span(id, SeqRange { from: first, to: last.seq }))? {
             let sender = Sender { device: entry.from.clone(), enrolment: entry.enrolment };
             if !state.senders.contains_key(&sender) {
-                let saved = load_sender(tables, id, &sender)?;
+                let saved = load_sender(rows, id, &sender)?;
                 state.senders.insert(sender.clone(), saved);
             }
             if let Some(known) = state.senders.get_mut(&sender) {
@@ -177,22 +170,22 @@ fn load(tables: &Tables<'_>, id: &ChatId, region: &RegionId) -> Result<Option<Ch
     Ok(Some(state))
 }
 
-fn load_sender(tables: &Tables<'_>, chat: &ChatId, sender: &Sender) -> Result<SenderState, StoreError> {
-    let (start, end) = Key::new().chat(chat).sender(sender).prefix();
-    let last = tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
-    let Some((key, value)) = last else { return Ok(SenderState::default()) };
-    let n = keys::Parts(&key.value()[start.len()..]).number()?;
-    let (id, last) = match decode(value.value())? {
+fn load_sender(rows: &dyn Rows, chat: &ChatId, sender: &Sender) -> Result<SenderState, StoreError> {
+    let Some((key, row)) = rows.last(NUMBERS, &keys::numbers(chat, sender))? else {
+        return Ok(SenderState::default());
+    };
+    let n = keys::number_of(&key)?;
+    let (id, last) = match row {
         NumberRow::Entry { id, seq } => (id, Some(Link { n, seq })),
         NumberRow::Void { void, last } => (void.id, last),
     };
     Ok(SenderState { mark: Mark { n, id: Some(id), last }, voids: true, unsaved: None })
 }
 
-struct CommandView<'a, 't> {
+struct CommandView<'a> {
     region: &'a RegionId,
     missing: &'a [UserId],
-    tables: &'a Tables<'t>,
+    rows: &'a dyn Rows,
     command: &'a Command,
     chat: Option<&'a Chat>,
     mark: Mark,
@@ -200,13 +193,13 @@ struct CommandView<'a, 't> {
     now: UnixMillis,
 }
 
-impl CommandView<'_, '_> {
+impl CommandView<'_> {
     fn sent(entry: &Entry) -> Decided {
         Decided { id: entry.id, outcome: Outcome::Sent { seq: entry.seq, at: entry.at } }
     }
 }
 
-impl View for CommandView<'_, '_> {
+impl View for CommandView<'_> {
     type Fault = StoreError;
 
     fn chat(&self) -> Option<&Chat> {
@@ -219,14 +212,11 @@ impl View for CommandView<'_, '_> {
 
     fn decided(&self, n: u64) -> Result<Option<Decided>, StoreError> {
         let chat = &self.command.stamp.chat;
-        let prefix = || Key::new().chat(chat).sender(&self.command.sender);
-        let (_, end) = prefix().prefix();
-        let start = prefix().number(n).bytes();
-        let next = self.tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?;
+        let span = keys::numbers_from(chat, &self.command.sender, n);
         let mut link = self.mark.last;
-        if let Some((key, value)) = next {
-            let at = keys::Parts(&key.value()[start.len() - 8..]).number()?;
-            match decode(value.value())? {
+        if let Some((key, row)) = self.rows.first(NUMBERS, &span, 1)?.pop() {
+            let at = keys::number_of(&key)?;
+            match row {
                 NumberRow::Void { void, .. } if at == n => {
                     return Ok(Some(Decided { id: void.id, outcome: Outcome::Refused(void.refusal) }));
                 }
@@ -250,11 +240,11 @@ impl View for CommandView<'_, '_> {
     }
 
     fn entry(&self, seq: Seq) -> Result<Option<Entry>, StoreError> {
-        self.tables.log.record(&keys::log(&self.command.stamp.chat, seq))
+        self.rows.get(LOG, &keys::log(&self.command.stamp.chat, seq))
     }
 
     fn blob(&self, named: &BlobRef) -> Result<(Option<Blob>, bool), StoreError> {
-        blobs::may_refer(self.tables, named, &self.command.sender.device.user(), self.now)
+        blobs::may_refer(self.rows, named, &self.command.sender.device.user(), self.now)
     }
 
     fn user_exists(&self, user: &UserId) -> Result<bool, StoreError> {
@@ -262,8 +252,7 @@ impl View for CommandView<'_, '_> {
             // Whoever asked the user's home before says so.
             return Ok(!self.missing.contains(user));
         }
-        let (start, end) = Key::new().user(user).prefix();
-        Ok(self.tables.devices.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_some())
+        Ok(!self.rows.is_empty(DEVICES, &Key::new().user(user).prefix())?)
     }
 }
 
@@ -283,7 +272,7 @@ impl Write for Commands {
         self.batch.len()
     }
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Vec<Outcome>, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Vec<Outcome>, StoreError> {
         self.batch.iter().map(|command| run(command, &self.missing, batch, &self.in_flight)).collect()
     }
 }
@@ -291,29 +280,29 @@ impl Write for Commands {
 fn run(
     command: &Command,
     missing: &[UserId],
-    batch: &mut Batch<'_, '_>,
+    batch: &mut Batch<'_>,
     in_flight: &Arc<InFlight>,
 ) -> Result<Outcome, StoreError> {
     let id = &command.stamp.chat;
-    let mut state = batch.chats.get(&batch.tables, id)?;
+    let mut state = batch.chats.get(batch.rows, id)?;
     let mark = match &mut state {
         None => Mark::default(),
         Some(state) => {
             if !state.senders.contains_key(&command.sender) {
                 // A stranger leaves no trace in memory either.
                 if state.chat.participant(&command.sender.device.user()).is_some() {
-                    let sender = load_sender(&batch.tables, id, &command.sender)?;
+                    let sender = load_sender(batch.rows, id, &command.sender)?;
                     state.senders.insert(command.sender.clone(), sender);
                 }
             }
-            look_back(state, &batch.tables, command)?;
+            look_back(state, batch.rows, command)?;
             state.senders.get(&command.sender).map(|s| s.mark).unwrap_or_default()
         }
     };
     let view = CommandView {
         region: batch.region,
         missing,
-        tables: &batch.tables,
+        rows: batch.rows,
         command,
         chat: state.as_deref().map(|s| &s.chat),
         mark,
@@ -329,7 +318,7 @@ fn run(
 }
 
 /// Reads where the latest entries of a device stand that was enrolled anew: what it does not know to be sent comes first.
-fn look_back(state: &mut ChatState, tables: &Tables<'_>, command: &Command) -> Result<(), StoreError> {
+fn look_back(state: &mut ChatState, rows: &dyn Rows, command: &Command) -> Result<(), StoreError> {
     let Sender { device, enrolment } = &command.sender;
     if *enrolment <= 1 {
         return Ok(());
@@ -346,10 +335,10 @@ fn look_back(state: &mut ChatState, tables: &Tables<'_>, command: &Command) -> R
         let sender = Sender { device: device.clone(), enrolment };
         let mut link = match state.senders.get(&sender) {
             Some(known) => known.mark.last,
-            None => load_sender(tables, &state.chat.id, &sender)?.mark.last,
+            None => load_sender(rows, &state.chat.id, &sender)?.mark.last,
         };
         while let Some(Link { seq, .. }) = link.filter(|_| former.len() < FORMER) {
-            let entry: Option<Entry> = tables.log.record(&keys::log(&state.chat.id, seq))?;
+            let entry = rows.get(LOG, &keys::log(&state.chat.id, seq))?;
             let entry = entry.ok_or(StoreError::Inconsistent("a link to an entry that is not there"))?;
             former.insert(entry.id, (entry.seq, entry.at));
             link = entry.previous;
@@ -360,67 +349,62 @@ fn look_back(state: &mut ChatState, tables: &Tables<'_>, command: &Command) -> R
 }
 
 /// A number is that of an entry which its device sent under another enrolment.
-fn known(command: &Command, seq: Seq, at: UnixMillis, batch: &mut Batch<'_, '_>) -> Result<Outcome, StoreError> {
+fn known(command: &Command, seq: Seq, at: UnixMillis, batch: &mut Batch<'_>) -> Result<Outcome, StoreError> {
     let stamp = &command.stamp;
-    let state = batch.chats.get(&batch.tables, &stamp.chat)?;
+    let state = batch.chats.get(batch.rows, &stamp.chat)?;
     let state = state.ok_or(StoreError::Inconsistent("an entry without a chat"))?;
     let sender = state.senders.entry(command.sender.clone()).or_default();
     // The index must lead to the entries before it too.
-    save_mark(&stamp.chat, &command.sender, sender, &mut batch.tables)?;
+    save_mark(&stamp.chat, &command.sender, sender, batch.rows)?;
     sender.mark = Mark { n: stamp.n, id: Some(stamp.id), last: Some(Link { n: stamp.n, seq }) };
     sender.unsaved = Some(stamp.id);
-    save_mark(&stamp.chat, &command.sender, sender, &mut batch.tables)?;
+    save_mark(&stamp.chat, &command.sender, sender, batch.rows)?;
     Ok(Outcome::Sent { seq, at })
 }
 
-fn void(command: &Command, refusal: Refusal, batch: &mut Batch<'_, '_>) -> Result<Outcome, StoreError> {
+fn void(command: &Command, refusal: Refusal, batch: &mut Batch<'_>) -> Result<Outcome, StoreError> {
     let id = &command.stamp.chat;
-    let state = batch.chats.get(&batch.tables, id)?.ok_or(StoreError::Inconsistent("a void without a chat"))?;
+    let state = batch.chats.get(batch.rows, id)?.ok_or(StoreError::Inconsistent("a void without a chat"))?;
     let sender = state.senders.entry(command.sender.clone()).or_default();
     let row = NumberRow::Void { void: Void { id: command.stamp.id, refusal: refusal.clone() }, last: sender.mark.last };
     sender.mark.n = command.stamp.n;
     sender.mark.id = Some(command.stamp.id);
-    prune_voids(command, sender, &mut batch.tables)?;
+    prune_voids(command, sender, batch.rows)?;
     sender.voids = true;
     let key = Key::new().chat(id).sender(&command.sender).number(command.stamp.n).bytes();
-    put(&mut batch.tables.numbers, &key, &row)?;
+    batch.rows.put(NUMBERS, &key, &row)?;
     Ok(Outcome::Refused(refusal))
 }
 
 /// Forgets the voids that the device has heard of. Entries' numbers stay: they are the index of its entries.
-fn prune_voids(command: &Command, sender: &mut SenderState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+fn prune_voids(command: &Command, sender: &mut SenderState, rows: &mut dyn RowsMut) -> Result<(), StoreError> {
     if !std::mem::take(&mut sender.voids) {
         return Ok(());
     }
-    let prefix = || Key::new().chat(&command.stamp.chat).sender(&command.sender);
-    let (start, end) = prefix().prefix();
     let mut heard = Vec::new();
-    for row in tables.numbers.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-        let (key, value) = row?;
-        if let NumberRow::Void { .. } = decode(value.value())? {
-            if keys::Parts(&key.value()[start.len()..]).number()? < command.stamp.oldest {
-                heard.push(key.value().to_vec());
+    rows.each(NUMBERS, &keys::numbers(&command.stamp.chat, &command.sender), |key, row| {
+        if let NumberRow::Void { .. } = row {
+            if keys::number_of(key)? < command.stamp.oldest {
+                heard.push(key.to_vec());
             } else {
                 sender.voids = true;
             }
         }
-    }
-    for key in heard {
-        tables.numbers.remove(key.as_slice())?;
-    }
-    Ok(())
+        Ok(())
+    })?;
+    heard.iter().try_for_each(|key| rows.delete(NUMBERS, key))
 }
 
 fn append(
     command: &Command,
     entry: Entry,
-    batch: &mut Batch<'_, '_>,
+    batch: &mut Batch<'_>,
     in_flight: &Arc<InFlight>,
 ) -> Result<Outcome, StoreError> {
     let id = &command.stamp.chat;
-    let tables = &mut batch.tables;
-    put(&mut tables.log, &keys::log(id, entry.seq), &entry)?;
-    blobs::refer(tables, id, &entry)?;
+    let rows = &mut *batch.rows;
+    rows.put(LOG, &keys::log(id, entry.seq), &entry)?;
+    blobs::refer(rows, id, &entry)?;
     let applied = if let Some(state) = batch.chats.states.get_mut(id) {
         state.chat.apply(&entry)
     } else {
@@ -432,7 +416,7 @@ fn append(
     let Applied { recipients, projections } = applied;
     let state = batch.chats.states.get_mut(id).expect("it was found or made above");
     for projection in projections {
-        project(&projection, &state.chat, tables, batch.region)?;
+        project(&projection, &state.chat, rows, batch.region)?;
     }
     if let Some(former) = state.former.get_mut(&entry.from) {
         former.insert(entry.id, (entry.seq, entry.at));
@@ -440,12 +424,12 @@ fn append(
     let sender = state.senders.entry(command.sender.clone()).or_default();
     sender.mark = Mark { n: entry.n, id: Some(entry.id), last: Some(Link { n: entry.n, seq: entry.seq }) };
     sender.unsaved = Some(entry.id);
-    prune_voids(command, sender, tables)?;
+    prune_voids(command, sender, rows)?;
     if !std::mem::replace(&mut state.dirty, true) {
-        put(&mut tables.dirty, &Key::new().chat(id).bytes(), &())?;
+        rows.put(DIRTY, &Key::new().chat(id).bytes(), &())?;
     }
     if entry.seq.get() - state.marked >= MARK_LAG {
-        save_marks(state, tables)?;
+        save_marks(state, rows)?;
     }
     let outcome = Outcome::Sent { seq: entry.seq, at: entry.at };
     batch.committed.push(Committed::Entry {
@@ -460,29 +444,29 @@ fn append(
 pub(super) fn project(
     projection: &Projection,
     chat: &Chat,
-    tables: &mut Tables<'_>,
+    rows: &mut dyn RowsMut,
     region: &RegionId,
 ) -> Result<(), StoreError> {
     let key = Key::new().chat(&chat.id);
     match projection {
         Projection::Chat => {
             let row = ChatRow { kind: chat.kind, title: chat.title.clone(), created_at: chat.created_at };
-            put(&mut tables.chats, &key.bytes(), &row)
+            rows.put(CHATS, &key.bytes(), &row)
         }
         Projection::Participant(user) => {
             let row = chat.participant(user).ok_or(StoreError::Inconsistent("a participant without a row"))?;
-            put(&mut tables.participants, &key.user(user).bytes(), row)?;
+            rows.put(PARTICIPANTS, &key.user(user).bytes(), row)?;
             // The list of a user's chats is at the user's home.
             if user.is_home(region) {
-                put(&mut tables.user_chats, &Key::new().user(user).chat(&chat.id).bytes(), &())?;
+                rows.put(USER_CHATS, &Key::new().user(user).chat(&chat.id).bytes(), &())?;
             }
             Ok(())
         }
         Projection::Erase { of, by } => {
             let key = keys::log(&chat.id, *of);
-            if let Some(entry) = tables.log.record::<Entry>(&key)? {
-                blobs::release(tables, &chat.id, &entry)?;
-                put(&mut tables.log, &key, &entry.erased(*by))?;
+            if let Some(entry) = rows.get(LOG, &key)? {
+                blobs::release(rows, &chat.id, &entry)?;
+                rows.put(LOG, &key, &entry.erased(*by))?;
             }
             Ok(())
         }
@@ -494,29 +478,24 @@ fn save_mark(
     chat: &ChatId,
     sender: &Sender,
     known: &mut SenderState,
-    tables: &mut Tables<'_>,
+    rows: &mut dyn RowsMut,
 ) -> Result<(), StoreError> {
     if let (Some(id), Some(last)) = (known.unsaved.take(), known.mark.last) {
         let key = Key::new().chat(chat).sender(sender).number(last.n).bytes();
-        put(&mut tables.numbers, &key, &NumberRow::Entry { id, seq: last.seq })?;
+        rows.put(NUMBERS, &key, &NumberRow::Entry { id, seq: last.seq })?;
     }
     Ok(())
 }
 
 /// Saves the numbers of all entries up to the head.
-fn save_marks(state: &mut ChatState, tables: &mut Tables<'_>) -> Result<(), StoreError> {
+fn save_marks(state: &mut ChatState, rows: &mut dyn RowsMut) -> Result<(), StoreError> {
     let chat = &state.chat.id;
     for (sender, known) in &mut state.senders {
-        save_mark(chat, sender, known, tables)?;
+        save_mark(chat, sender, known, rows)?;
     }
     state.marked = state.chat.head.get();
     let key = Key::new().chat(chat).bytes();
-    let mut cursor: CursorRow = tables.cursors.record(&key)?.unwrap_or_default();
+    let mut cursor: CursorRow = rows.get(CURSORS, &key)?.unwrap_or_default();
     cursor.marked = Some(state.chat.head);
-    put(&mut tables.cursors, &key, &cursor)
-}
-
-/// The record of a device, if it was ever enrolled.
-pub(super) fn device(tables: &Tables<'_>, key: &[u8]) -> Result<Option<Device>, StoreError> {
-    tables.devices.record(key)
+    rows.put(CURSORS, &key, &cursor)
 }

@@ -1,9 +1,9 @@
 //! What fan-out keeps: inbox rows, watermarks, and how far a chat is settled.
 
 use super::StoreError;
-use super::chats::device;
 use super::keys::Key;
-use super::tables::{CursorRow, Floor, Read, Watermark, put};
+use super::rows::{Records, RecordsMut};
+use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, WATERMARKS, Watermark};
 use super::writer::{Batch, Write};
 use godwit_core::inbox::InboxRow;
 use godwit_wire::{ChatId, DeviceId, Seq, UserId};
@@ -35,17 +35,17 @@ impl Write for InboxWrites {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for write in &self.0 {
             let key = Key::new().device(&write.device).chat(&write.chat).bytes();
             if !write.device.is_region() {
-                let device = device(&batch.tables, &Key::new().device(&write.device).bytes())?;
+                let device = batch.rows.get(DEVICES, &Key::new().device(&write.device).bytes())?;
                 // One that was revoked keeps no inbox, and one that was enrolled anew has begun another.
                 if device.is_none_or(|device| device.revoked || device.enrolment != write.enrolment) {
                     continue;
                 }
             }
-            let row: Option<InboxRow> = batch.tables.inbox.record(&key)?;
+            let row = batch.rows.get(INBOX, &key)?;
             let row = match (&write.change, row) {
                 (InboxChange::Begin(from), Some(row)) if row.from <= *from => continue,
                 (InboxChange::Begin(from), row) => {
@@ -59,11 +59,11 @@ impl Write for InboxWrites {
                 }
                 (InboxChange::MoveTo(_), _) => continue,
                 (InboxChange::Remove, _) => {
-                    batch.tables.inbox.remove(key.as_slice())?;
+                    batch.rows.delete(INBOX, &key)?;
                     continue;
                 }
             };
-            put(&mut batch.tables.inbox, &key, &row)?;
+            batch.rows.put(INBOX, &key, &row)?;
         }
         Ok(())
     }
@@ -87,16 +87,16 @@ impl Write for SaveProgress {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for progress in &self.0 {
             let key = Key::new().chat(&progress.chat).bytes();
             for (user, new) in &progress.watermarks {
                 let key = Key::new().chat(&progress.chat).user(user).bytes();
-                let old: Watermark = batch.tables.watermarks.record(&key)?.unwrap_or_default();
+                let old = batch.rows.get(WATERMARKS, &key)?.unwrap_or_default();
                 let row = Watermark { delivered: old.delivered.max(new.delivered), read: old.read.max(new.read) };
-                put(&mut batch.tables.watermarks, &key, &row)?;
+                batch.rows.put(WATERMARKS, &key, &row)?;
             }
-            let mut cursor: CursorRow = batch.tables.cursors.record(&key)?.unwrap_or_default();
+            let mut cursor = batch.rows.get(CURSORS, &key)?.unwrap_or_default();
             cursor.settled = cursor.settled.max(progress.settled);
             if progress.delivered.is_some() {
                 cursor.delivered.clone_from(&progress.delivered);
@@ -104,12 +104,12 @@ impl Write for SaveProgress {
             if progress.read.is_some() {
                 cursor.read.clone_from(&progress.read);
             }
-            put(&mut batch.tables.cursors, &key, &cursor)?;
-            if let Some(state) = batch.chats.get(&batch.tables, &progress.chat)?
+            batch.rows.put(CURSORS, &key, &cursor)?;
+            if let Some(state) = batch.chats.get(batch.rows, &progress.chat)?
                 && cursor.settled == Some(state.chat.head)
             {
                 state.dirty = false;
-                batch.tables.dirty.remove(key.as_slice())?;
+                batch.rows.delete(DIRTY, &key)?;
             }
         }
         Ok(())

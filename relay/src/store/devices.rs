@@ -1,16 +1,16 @@
 //! Devices: enrolment, renewal, revocation.
 
-use super::chats::{device, last_entry};
-use super::keys::{Key, Parts};
-use super::tables::{Read, WriteTable, put};
+use super::chats::last_entry;
+use super::keys::{Key, Parts, Span};
+use super::rows::{Records, RecordsMut, RowsMut};
+use super::tables::{DEVICES, INBOX, PARTICIPANTS, REVOCATIONS, Record, TOKENS, Table, USER_CHATS};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError};
 use crate::revocations::forgotten_before;
 use godwit_core::device::{Revocation, next_enrolment};
 use godwit_core::inbox::InboxRow;
 use godwit_core::{Device, Participant};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, UnixMillis};
-use redb::ReadableTable;
+use godwit_wire::{Code, DeviceId, Refusal, UnixMillis};
 use std::fmt;
 
 /// What is too old to matter is forgotten with each write of the kind, at most so much.
@@ -42,27 +42,26 @@ impl fmt::Debug for Enrol {
 impl Write for Enrol {
     type Output = Result<Issued, Refusal>;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Self::Output, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
         let token = Key::new().number(self.forget_at.0).text(&self.jti).bytes();
-        if batch.tables.tokens.record::<()>(&token)?.is_some() {
+        if batch.rows.has(TOKENS, &token)? {
             return Ok(Err(Code::TokenUsed.into()));
         }
         let key = Key::new().device(&self.device).bytes();
-        let existing = device(&batch.tables, &key)?;
+        let existing = batch.rows.get(DEVICES, &key)?;
         let enrolment = next_enrolment(existing.as_ref());
         let issued = match (self.issue)(enrolment) {
             Ok(issued) => issued,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        put(&mut batch.tables.tokens, &token, &())?;
+        batch.rows.put(TOKENS, &token, &())?;
         let now = batch.now;
         let record =
             Device { enrolment, fingerprint: issued.fingerprint, enrolled_at: now, last_seen: now, revoked: false };
-        put(&mut batch.tables.devices, &key, &record)?;
+        batch.rows.put(DEVICES, &key, &record)?;
         remove_inbox(&self.device, batch)?;
         begin_at_heads(&self.device, batch)?;
-        let end = Key::new().number(batch.now.0).bytes();
-        forget(&mut batch.tables.tokens, &end)?;
+        forget(batch.rows, TOKENS, now)?;
         if enrolment > 1 {
             let device = self.device.clone();
             shut_out(batch, &Revocation { device, enrolment: enrolment - 1, why: Code::Superseded, at: now })?;
@@ -74,44 +73,30 @@ impl Write for Enrol {
 
 /// The device has everything to come from now on: one inbox row a chat, from after its head. What lies before is
 /// history. An entry that is committed later has the device among its recipients, so nothing falls between.
-fn begin_at_heads(device: &DeviceId, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+fn begin_at_heads(device: &DeviceId, batch: &mut Batch<'_>) -> Result<(), StoreError> {
     let user = device.user();
-    let (start, end) = Key::new().user(&user).prefix();
-    let chats: Vec<ChatId> = batch
-        .tables
-        .user_chats
-        .range::<&[u8]>(start.as_slice()..end.as_slice())?
-        .map(|row| Parts(&row?.0.value()[start.len()..]).chat())
-        .collect::<Result<_, StoreError>>()?;
-    for chat in chats {
-        let row: Option<Participant> = batch.tables.participants.record(&Key::new().chat(&chat).user(&user).bytes())?;
-        if !row.is_some_and(|row| row.is_present()) {
+    let span = Key::new().user(&user).prefix();
+    for (key, ()) in batch.rows.all(USER_CHATS, &span)? {
+        let chat = Parts(&key[span.start.len()..]).chat()?;
+        let row = batch.rows.get(PARTICIPANTS, &Key::new().chat(&chat).user(&user).bytes())?;
+        if !row.as_ref().is_some_and(Participant::is_present) {
             continue;
         }
-        let last = last_entry(&batch.tables.log, &chat)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
+        let last = last_entry(batch.rows, &chat)?.ok_or(StoreError::Inconsistent("a chat without a log"))?;
         let row = InboxRow { from: last.seq.next(), since: batch.now };
-        put(&mut batch.tables.inbox, &Key::new().device(device).chat(&chat).bytes(), &row)?;
+        batch.rows.put(INBOX, &Key::new().device(device).chat(&chat).bytes(), &row)?;
     }
     Ok(())
 }
 
-fn remove_inbox(device: &DeviceId, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
-    let (start, end) = Key::new().device(device).prefix();
-    batch.tables.inbox.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
-    Ok(())
+fn remove_inbox(device: &DeviceId, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+    batch.rows.clear(INBOX, &Key::new().device(device).prefix())
 }
 
 /// Forgets rows of a table whose keys begin with a time, up to `end`.
-fn forget(table: &mut WriteTable<'_>, end: &[u8]) -> Result<(), StoreError> {
-    let old: Vec<Vec<u8>> = table
-        .range::<&[u8]>(..end)?
-        .take(FORGET)
-        .map(|row| Ok(row?.0.value().to_vec()))
-        .collect::<Result<_, StoreError>>()?;
-    for key in old {
-        table.remove(key.as_slice())?;
-    }
-    Ok(())
+fn forget<R: Record>(rows: &mut dyn RowsMut, table: Table<R>, end: UnixMillis) -> Result<(), StoreError> {
+    let old = rows.first(table, &Span::up_to(Key::new().number(end.0).bytes()), FORGET)?;
+    old.iter().try_for_each(|(key, _)| rows.delete(table, key))
 }
 
 /// A renewed certificate of the same enrolment.
@@ -126,14 +111,14 @@ impl Write for Renewed {
     /// Whether the device still has this enrolment.
     type Output = bool;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<bool, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<bool, StoreError> {
         let key = Key::new().device(&self.device).bytes();
-        let Some(mut record) = device(&batch.tables, &key)? else { return Ok(false) };
+        let Some(mut record) = batch.rows.get(DEVICES, &key)? else { return Ok(false) };
         if record.enrolment != self.enrolment || record.revoked {
             return Ok(false);
         }
         record.fingerprint = self.fingerprint;
-        put(&mut batch.tables.devices, &key, &record)?;
+        batch.rows.put(DEVICES, &key, &record)?;
         Ok(true)
     }
 }
@@ -149,11 +134,11 @@ impl Write for Revoke {
     type Output = bool;
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<bool, StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<bool, StoreError> {
         let key = Key::new().device(&self.device).bytes();
-        let Some(mut record) = device(&batch.tables, &key)? else { return Ok(false) };
+        let Some(mut record) = batch.rows.get(DEVICES, &key)? else { return Ok(false) };
         record.revoked = true;
-        put(&mut batch.tables.devices, &key, &record)?;
+        batch.rows.put(DEVICES, &key, &record)?;
         remove_inbox(&self.device, batch)?;
         let (enrolment, at) = (record.enrolment, batch.now);
         let revocation = Revocation { device: self.device.clone(), enrolment, why: Code::Revoked, at };
@@ -164,11 +149,10 @@ impl Write for Revoke {
 }
 
 /// Notes a revocation, and forgets some that are too old to matter.
-fn shut_out(batch: &mut Batch<'_, '_>, revocation: &Revocation) -> Result<(), StoreError> {
+fn shut_out(batch: &mut Batch<'_>, revocation: &Revocation) -> Result<(), StoreError> {
     let key = Key::new().number(revocation.at.0).device(&revocation.device).bytes();
-    put(&mut batch.tables.revocations, &key, revocation)?;
-    let end = Key::new().number(forgotten_before(batch.now).0).bytes();
-    forget(&mut batch.tables.revocations, &end)
+    batch.rows.put(REVOCATIONS, &key, revocation)?;
+    forget(batch.rows, REVOCATIONS, forgotten_before(batch.now))
 }
 
 /// What other regions told of devices of theirs.
@@ -179,7 +163,7 @@ impl Write for NoteRevocations {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         self.0.iter().try_for_each(|revocation| shut_out(batch, revocation))
     }
 }
@@ -194,11 +178,11 @@ impl Write for Seen {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         let key = Key::new().device(&self.device).bytes();
-        if let Some(mut record) = device(&batch.tables, &key)? {
+        if let Some(mut record) = batch.rows.get(DEVICES, &key)? {
             record.last_seen = batch.now;
-            put(&mut batch.tables.devices, &key, &record)?;
+            batch.rows.put(DEVICES, &key, &record)?;
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! The store's file: opening it, checking it, copying it.
 
-use super::tables::{self, RECORDS, decode, meta};
-use super::{Opener, StoreError};
+use super::embedded::{Moment, Transaction, definition};
+use super::keys::Span;
+use super::rows::{Records, Rows};
+use super::tables::{CHATS, LOG, TableId};
+use super::{Opener, StoreError, meta};
 use crate::host::{Disk, SystemDisk};
-use crate::store::keys::Parts;
+use crate::store::keys::{Key, Parts};
 use godwit_core::{Chat, Entry};
 use godwit_wire::{ChatId, RegionId, Seq};
-use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use redb::{Database, ReadableTable, ReadableTableMetadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,48 +80,49 @@ fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Database, St
 
 /// Checks what the file says about itself; writes it, and all tables, in a new file.
 pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<(), StoreError> {
-    let txn = database.begin_read()?;
-    if let Some(found) = meta::get(&txn, meta::FORMAT)? {
+    let now = Moment::now(database)?;
+    if let Some(found) = meta::get(&now, meta::FORMAT)? {
         if found.parse() != Ok(FORMAT) {
             return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
         }
-        let found = meta::get(&txn, meta::REGION)?.unwrap_or_default();
+        let found = meta::get(&now, meta::REGION)?.unwrap_or_default();
         if found != region.as_str() {
             let expected = region.to_string();
             return Err(StoreError::OtherRegion { path: path.to_owned(), found, expected });
         }
-        if matches!(txn.open_table(tables::BLOB_USAGE), Err(redb::TableError::TableDoesNotExist(_))) {
-            // Written before there were all of today's tables.
-            drop(txn);
-            let txn = database.begin_write()?;
-            tables::make(&txn)?;
-            txn.commit()?;
-        }
         return Ok(());
     }
-    if txn.list_tables()?.next().is_some() {
+    if !now.is_blank()? {
         let what = "a database of another program".to_owned();
         return Err(StoreError::Corrupt { path: path.to_owned(), what });
     }
-    drop(txn);
+    drop(now);
+    change(database, |rows| {
+        meta::put(rows, meta::FORMAT, &FORMAT.to_string())?;
+        meta::put(rows, meta::GENERATION, "1")?;
+        meta::put(rows, meta::REGION, region.as_str())
+    })
+}
+
+/// Makes changes and commits them.
+fn change(
+    database: &Database,
+    of: impl FnOnce(&mut Transaction<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let txn = database.begin_write()?;
-    meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
-    meta::put(&txn, meta::GENERATION, "1")?;
-    meta::put(&txn, meta::REGION, region.as_str())?;
-    tables::make(&txn)?;
-    txn.commit()?;
-    Ok(())
+    of(&mut Transaction::new(&txn))?;
+    Ok(txn.commit()?)
 }
 
 /// The store's generation: another with each copy that was made of it.
 pub fn generation(database: &Database) -> Result<u64, StoreError> {
-    let text = meta::get(&database.begin_read()?, meta::GENERATION)?;
+    let text = meta::get(&Moment::now(database)?, meta::GENERATION)?;
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no generation"))
 }
 
 /// What clients compare anew for: it changes with the generation, and with copies of another region's chats.
 pub(super) fn client_generation(database: &Database) -> Result<u64, StoreError> {
-    let text = meta::get(&database.begin_read()?, meta::COMPARISON)?;
+    let text = meta::get(&Moment::now(database)?, meta::COMPARISON)?;
     let comparison = text.and_then(|text| text.parse().ok()).unwrap_or(0);
     Ok(generation(database)? ^ comparison)
 }
@@ -138,7 +142,7 @@ pub(crate) fn begin_run(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(StoreError::File { path, source }),
     };
-    let read = database.begin_read()?;
+    let read = Moment::now(database)?;
     let runs = meta::get(&read, meta::RUNS)?.and_then(|text| text.parse::<u64>().ok());
     let is_copy = meta::get(&read, meta::COPY)?.is_some();
     drop(read);
@@ -165,19 +169,20 @@ pub(crate) fn begin_run(
 }
 
 fn note_run(database: &Database, runs: u64, restored: Option<u64>) -> Result<(), StoreError> {
-    let txn = database.begin_write()?;
-    meta::put(&txn, meta::RUNS, &runs.to_string())?;
-    if let Some(generation) = restored {
-        tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
-        meta::put(&txn, meta::GENERATION, &generation.to_string())?;
-        meta::remove(&txn, meta::COPY)?;
-    }
-    Ok(txn.commit()?)
+    change(database, |rows| {
+        meta::put(rows, meta::RUNS, &runs.to_string())?;
+        if let Some(generation) = restored {
+            tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
+            meta::put(rows, meta::GENERATION, &generation.to_string())?;
+            meta::remove(rows, meta::COPY)?;
+        }
+        Ok(())
+    })
 }
 
 /// The region whose users and chats the store holds.
 pub fn region(database: &Database) -> Result<RegionId, StoreError> {
-    let text = meta::get(&database.begin_read()?, meta::REGION)?;
+    let text = meta::get(&Moment::now(database)?, meta::REGION)?;
     text.and_then(|text| text.parse().ok()).ok_or(StoreError::Inconsistent("no region"))
 }
 
@@ -188,21 +193,21 @@ pub fn region(database: &Database) -> Result<RegionId, StoreError> {
 /// If `to` exists, or cannot be written. A copy that failed leaves its file behind with no format in it, and no relay
 /// starts on that.
 pub fn copy(disk: &dyn Disk, database: &Database, to: &Path, generation: u64) -> Result<(), StoreError> {
-    let from = database.begin_read()?;
+    let from = Moment::now(database)?;
     let target = match disk.create(to) {
         Err(redb::DatabaseError::Storage(redb::StorageError::Io(source))) => {
             return Err(StoreError::File { path: to.to_owned(), source });
         }
         made => made?,
     };
-    for table in RECORDS {
-        let source = from.open_table(table)?;
+    for table in TableId::ALL.into_iter().filter(|table| *table != TableId::Meta) {
+        let Some(source) = from.table(table)? else { continue };
         let mut rows = source.iter()?;
         loop {
             let txn = target.begin_write()?;
             let mut copied = 0;
             {
-                let mut destination = txn.open_table(table)?;
+                let mut destination = txn.open_table(definition(table))?;
                 for row in rows.by_ref().take(COPY_ROWS) {
                     let (key, value) = row?;
                     destination.insert(key.value(), value.value())?;
@@ -216,13 +221,12 @@ pub fn copy(disk: &dyn Disk, database: &Database, to: &Path, generation: u64) ->
         }
     }
     let region = meta::get(&from, meta::REGION)?.ok_or(StoreError::Inconsistent("no region"))?;
-    let txn = target.begin_write()?;
-    meta::put(&txn, meta::REGION, &region)?;
-    meta::put(&txn, meta::GENERATION, &generation.to_string())?;
-    meta::put(&txn, meta::COPY, "")?;
-    meta::put(&txn, meta::FORMAT, &FORMAT.to_string())?;
-    txn.commit()?;
-    Ok(())
+    change(&target, |rows| {
+        meta::put(rows, meta::REGION, &region)?;
+        meta::put(rows, meta::GENERATION, &generation.to_string())?;
+        meta::put(rows, meta::COPY, "")?;
+        meta::put(rows, meta::FORMAT, &FORMAT.to_string())
+    })
 }
 
 /// What a check of a store found.
@@ -255,40 +259,40 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
     if !database.check_integrity()? {
         report.fault("checksums did not match; redb repaired its tables");
     }
-    let region = meta::get(&database.begin_read()?, meta::REGION)?.unwrap_or_default();
+    let region = meta::get(&Moment::now(&database)?, meta::REGION)?.unwrap_or_default();
     let region = region
         .parse()
         .map_err(|_| StoreError::Corrupt { path: path.to_owned(), what: "no region is named in it".to_owned() })?;
     prepare(&database, path, &region)?;
-    let txn = database.begin_read()?;
-    report.devices = txn.open_table(tables::DEVICES)?.len()?;
-    report.inbox_rows = txn.open_table(tables::INBOX)?.len()?;
-    let rows = txn.open_table(tables::PARTICIPANTS)?;
+    let now = Moment::now(&database)?;
+    let count = |table| -> Result<u64, StoreError> { Ok(now.table(table)?.map_or(Ok(0), ReadableTableMetadata::len)?) };
+    report.devices = count(TableId::Devices)?;
+    report.inbox_rows = count(TableId::Inbox)?;
     let mut replay: Option<Replay> = None;
-    for row in txn.open_table(tables::LOG)?.iter()? {
-        let (key, value) = row?;
-        let mut parts = Parts(key.value());
+    now.each(LOG, &Span::ALL, |key, entry| {
+        let mut parts = Parts(key);
         let (chat, seq) = (parts.chat()?, parts.seq()?);
-        let entry: Entry = decode(value.value())?;
         report.entries += 1;
         if *chat.home() != region {
             // A copy, which may begin anywhere.
-            continue;
+            return Ok(());
         }
         if replay.as_ref().is_none_or(|replay| replay.id != chat) {
-            finish(replay.take(), &rows, &mut report)?;
+            finish(replay.take(), &now, &mut report)?;
             report.chats += 1;
             replay = Some(Replay { id: chat, last: None, state: None });
         }
         if let Some(replay) = &mut replay {
             replay.take(seq, &entry, &mut report);
         }
-    }
-    finish(replay, &rows, &mut report)?;
+        Ok(())
+    })?;
+    finish(replay, &now, &mut report)?;
     let mut chat_rows = 0;
-    for row in txn.open_table(tables::CHATS)?.iter()? {
-        chat_rows += u64::from(*Parts(row?.0.value()).chat()?.home() == region);
-    }
+    now.each(CHATS, &Span::from(Key::new().home(&region).bytes()), |key, _| {
+        chat_rows += u64::from(*Parts(key).chat()?.home() == region);
+        Ok(())
+    })?;
     if chat_rows != report.chats {
         report.fault(format!("{chat_rows} chats are listed, {} have a log", report.chats));
     }
@@ -325,11 +329,7 @@ impl Replay {
     }
 }
 
-fn finish(
-    replay: Option<Replay>,
-    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    report: &mut Report,
-) -> Result<(), StoreError> {
+fn finish(replay: Option<Replay>, rows: &dyn Rows, report: &mut Report) -> Result<(), StoreError> {
     if let Some(Replay { id, state: Some(state), .. }) = replay
         && super::chats::participants(rows, &id)? != *state.participants()
     {

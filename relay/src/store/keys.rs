@@ -5,7 +5,9 @@
 use super::StoreError;
 use godwit_core::Sender;
 use godwit_wire::blob::BlobHash;
+use godwit_wire::frame::SeqRange;
 use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
+use std::ops::Bound;
 
 /// Builds a key part by part.
 #[derive(Debug, Default)]
@@ -70,9 +72,29 @@ impl Key {
         self.0
     }
 
-    /// The keys that start with this one: an inclusive start and an exclusive end.
-    pub(super) fn prefix(self) -> (Vec<u8>, Vec<u8>) {
-        let mut end = self.0.clone();
+    /// The keys that start with this one.
+    pub(super) fn prefix(self) -> Span {
+        Span::starting_with(&self.0)
+    }
+
+    /// The keys from this one on that share its first `len` bytes.
+    fn within(self, len: usize) -> Span {
+        Span { end: Span::starting_with(&self.0[..len]).end, start: self.0 }
+    }
+}
+
+/// Keys from a start, inclusive, to an end, exclusive. An empty end is that of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) start: Vec<u8>,
+    pub(super) end: Vec<u8>,
+}
+
+impl Span {
+    pub(super) const ALL: Self = Self { start: Vec::new(), end: Vec::new() };
+
+    pub(super) fn starting_with(prefix: &[u8]) -> Self {
+        let mut end = prefix.to_vec();
         while let Some(last) = end.last_mut() {
             if let Some(next) = last.checked_add(1) {
                 *last = next;
@@ -80,12 +102,79 @@ impl Key {
             }
             end.pop();
         }
-        (self.0, end)
+        Self { start: prefix.to_vec(), end }
+    }
+
+    /// What of it comes after `key`.
+    pub(super) fn after(self, key: Vec<u8>) -> Self {
+        let mut start = key;
+        start.push(0);
+        Self { start, ..self }
+    }
+
+    /// What of it comes after all keys that start with `prefix`.
+    pub(super) fn behind(self, prefix: &[u8]) -> Self {
+        Self { start: Self::starting_with(prefix).end, ..self }
+    }
+
+    /// Ends after all keys that start with `prefix`.
+    pub(super) fn through(self, prefix: &[u8]) -> Self {
+        Self { end: Self::starting_with(prefix).end, ..self }
+    }
+
+    /// From `start` to the end of the table.
+    pub(super) fn from(start: Vec<u8>) -> Self {
+        Self { start, ..Self::ALL }
+    }
+
+    /// From the start of the table up to `end`, exclusive.
+    pub(super) fn up_to(end: Vec<u8>) -> Self {
+        Self { end, ..Self::ALL }
+    }
+
+    pub(super) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        let end = if self.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(self.end.as_slice()) };
+        (Bound::Included(self.start.as_slice()), end)
     }
 }
 
 pub(super) fn log(chat: &ChatId, seq: Seq) -> Vec<u8> {
     Key::new().chat(chat).seq(seq).bytes()
+}
+
+/// A chat's log.
+pub(super) fn whole_log(chat: &ChatId) -> Span {
+    Key::new().chat(chat).prefix()
+}
+
+/// A chat's log from an entry on.
+pub(super) fn log_from(chat: &ChatId, from: Seq) -> Span {
+    let chat = Key::new().chat(chat);
+    let len = chat.0.len();
+    chat.seq(from).within(len)
+}
+
+/// Entries of a chat's log, the last included.
+pub(super) fn log_span(chat: &ChatId, part: SeqRange) -> Span {
+    log_from(chat, part.from).through(&log(chat, part.to))
+}
+
+/// The numbers of a sender in a chat.
+pub(super) fn numbers(chat: &ChatId, sender: &Sender) -> Span {
+    Key::new().chat(chat).sender(sender).prefix()
+}
+
+/// The numbers of a sender in a chat from `n` on.
+pub(super) fn numbers_from(chat: &ChatId, sender: &Sender, n: u64) -> Span {
+    let sender = Key::new().chat(chat).sender(sender);
+    let len = sender.0.len();
+    sender.number(n).within(len)
+}
+
+/// The number that a key ends with.
+pub(super) fn number_of(key: &[u8]) -> Result<u64, StoreError> {
+    let at = key.len().checked_sub(8).ok_or(StoreError::BadKey)?;
+    Parts(&key[at..]).number()
 }
 
 /// Takes a key apart, in the order it was built.
@@ -143,12 +232,11 @@ mod tests {
     #[test]
     fn a_prefix_holds_its_keys_and_no_others() {
         let (a, ab): (UserId, UserId) = ("a@eu".parse().unwrap(), "ab@eu".parse().unwrap());
-        let (start, end) = Key::new().user(&a).prefix();
-        let inside = |key: &[u8]| start.as_slice() <= key && key < end.as_slice();
+        let span = Key::new().user(&a).prefix();
+        let inside = |key: &[u8]| span.start.as_slice() <= key && key < span.end.as_slice();
         assert!(inside(&Key::new().user(&a).number(u64::MAX).bytes()));
         assert!(!inside(&Key::new().user(&ab).bytes()));
-        let (_, end) = Key(vec![1, 255, 255]).prefix();
-        assert_eq!(end, [2]);
+        assert_eq!(Span::starting_with(&[1, 255, 255]).end, [2]);
     }
 
     #[test]

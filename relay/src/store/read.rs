@@ -1,10 +1,12 @@
 //! Reads, on a snapshot beside the writer.
 
 use super::chats::{last_entry, participants};
-use super::keys::{self, Key, Parts};
+use super::embedded::Moment;
+use super::keys::{self, Key, Parts, Span};
+use super::rows::{Order, Records, Rows, decode};
 use super::tables::{
-    CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, REVOCATIONS, Read, USER_CHATS,
-    WATERMARKS, Watermark, decode,
+    CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, REVOCATIONS, USER_CHATS, WATERMARKS,
+    Watermark,
 };
 use super::{Base, StoreError};
 use godwit_core::device::Revocation;
@@ -14,15 +16,13 @@ use godwit_core::{Chat, Device, Entry, Participant};
 use godwit_wire::entry::Member;
 use godwit_wire::frame::{ChatInfo, ChatList, ChatSummary, HistoryPage, Range, SeqRange};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, Seq, UnixMillis, UserId, limits};
-use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-
-type ReadTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// What the store held at one moment.
 pub(crate) struct Snapshot {
-    txn: ReadTransaction,
+    now: Moment,
 }
 
 /// A stretch of a chat's log as one user may see it.
@@ -64,34 +64,24 @@ pub(crate) struct Unsettled {
 }
 
 impl Snapshot {
-    pub(super) fn new(txn: ReadTransaction) -> Self {
-        Self { txn }
+    pub(super) fn new(now: Moment) -> Self {
+        Self { now }
     }
 
-    pub(super) fn txn(&self) -> &ReadTransaction {
-        &self.txn
-    }
-
-    pub(super) fn table(
-        &self,
-        table: redb::TableDefinition<'static, &'static [u8], &'static [u8]>,
-    ) -> Result<ReadTable, StoreError> {
-        Ok(self.txn.open_table(table)?)
+    pub(super) fn rows(&self) -> &dyn Rows {
+        &self.now
     }
 
     pub(crate) fn device(&self, device: &DeviceId) -> Result<Option<Device>, StoreError> {
-        self.table(DEVICES)?.record(&Key::new().device(device).bytes())
+        self.rows().get(DEVICES, &Key::new().device(device).bytes())
     }
 
     /// A user's devices that are not revoked, with their enrolments.
     pub(crate) fn devices(&self, user: &UserId) -> Result<Vec<(DeviceId, u32)>, StoreError> {
-        let (start, end) = Key::new().user(user).prefix();
         let mut devices = Vec::new();
-        for row in self.table(DEVICES)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-            let (key, value) = row?;
-            let record: Device = decode(value.value())?;
+        for (key, record) in self.rows().all(DEVICES, &Key::new().user(user).prefix())? {
             if !record.revoked {
-                devices.push((Parts(key.value()).device()?, record.enrolment));
+                devices.push((Parts(&key).device()?, record.enrolment));
             }
         }
         Ok(devices)
@@ -99,49 +89,43 @@ impl Snapshot {
 
     /// The inbox rows of all devices of a user.
     pub(crate) fn inbox_of_user(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
-        let (start, end) = Key::new().user(user).prefix();
         let mut rows = Vec::new();
-        for row in self.table(INBOX)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-            let (key, value) = row?;
-            let mut parts = Parts(key.value());
-            rows.push((parts.device()?, parts.chat()?, decode(value.value())?));
+        for (key, row) in self.rows().all(INBOX, &Key::new().user(user).prefix())? {
+            let mut parts = Parts(&key);
+            rows.push((parts.device()?, parts.chat()?, row));
         }
         Ok(rows)
     }
 
     /// The first `limit` inbox rows of all: who has not taken which chat, from where on.
     pub(crate) fn inbox(&self, limit: usize) -> Result<Vec<(DeviceId, ChatId, Seq)>, StoreError> {
-        let table = self.table(INBOX)?;
         let mut rows = Vec::new();
-        for row in table.iter()?.take(limit) {
-            let (key, value) = row?;
-            let mut parts = Parts(key.value());
-            rows.push((parts.device()?, parts.chat()?, decode::<InboxRow>(value.value())?.from));
+        for (key, row) in self.rows().first(INBOX, &Span::ALL, limit)? {
+            let mut parts = Parts(&key);
+            rows.push((parts.device()?, parts.chat()?, row.from));
         }
         Ok(rows)
     }
 
     pub(crate) fn head(&self, chat: &ChatId) -> Result<Option<Seq>, StoreError> {
-        let (start, end) = Key::new().chat(chat).prefix();
-        let last = self.table(LOG)?.range::<&[u8]>(start.as_slice()..end.as_slice())?.next_back().transpose()?;
-        last.map(|(key, _)| Parts(&key.value()[start.len()..]).seq()).transpose()
+        Ok(last_entry(self.rows(), chat)?.map(|entry| entry.seq))
     }
 
     pub(crate) fn entry(&self, chat: &ChatId, seq: Seq) -> Result<Option<Entry>, StoreError> {
-        self.table(LOG)?.record(&keys::log(chat, seq))
+        self.rows().get(LOG, &keys::log(chat, seq))
     }
 
     pub(super) fn participant(&self, chat: &ChatId, user: &UserId) -> Result<Option<Participant>, StoreError> {
-        self.table(PARTICIPANTS)?.record(&Key::new().chat(chat).user(user).bytes())
+        self.rows().get(PARTICIPANTS, &Key::new().chat(chat).user(user).bytes())
     }
 
     /// Who belongs to the chat now, with how far each got.
     pub(crate) fn watermarks(&self, chat: &ChatId) -> Result<BTreeMap<UserId, Watermark>, StoreError> {
-        let table = self.table(WATERMARKS)?;
         let mut all = BTreeMap::new();
-        for (user, row) in participants(&self.table(PARTICIPANTS)?, chat)? {
+        for (user, row) in participants(self.rows(), chat)? {
             if row.is_present() {
-                let mut mark: Watermark = table.record(&Key::new().chat(chat).user(&user).bytes())?.unwrap_or_default();
+                let key = Key::new().chat(chat).user(&user).bytes();
+                let mut mark = self.rows().get(WATERMARKS, &key)?.unwrap_or_default();
                 // What came before somebody joined is not theirs to take.
                 mark.delivered = mark.delivered.max(row.since().prev());
                 mark.read = mark.read.max(row.since().prev());
@@ -153,7 +137,7 @@ impl Snapshot {
 
     /// How far the slowest got, as it was saved last.
     pub(crate) fn floors(&self, chat: &ChatId) -> Result<(Option<Floor>, Option<Floor>), StoreError> {
-        let cursor: CursorRow = self.table(CURSORS)?.record(&Key::new().chat(chat).bytes())?.unwrap_or_default();
+        let cursor = self.rows().get(CURSORS, &Key::new().chat(chat).bytes())?.unwrap_or_default();
         Ok((cursor.delivered, cursor.read))
     }
 
@@ -184,7 +168,6 @@ impl Snapshot {
             return Ok(Err(Code::NotParticipant.into()));
         };
         let head = row.visible_head(log_head);
-        let log = self.table(LOG)?;
         let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
         match range {
             Range::From(from) if from <= head => {
@@ -196,8 +179,7 @@ impl Snapshot {
                         page.hidden.push(part);
                         continue;
                     }
-                    let (start, end) = (keys::log(chat, part.from), keys::log(chat, part.to));
-                    page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?)?;
+                    page.take(self.rows(), &keys::log_span(chat, part), Order::Ascending)?;
                 }
             }
             Range::Before(before) => {
@@ -214,8 +196,7 @@ impl Snapshot {
                         page.hidden.push(part);
                         continue;
                     }
-                    let (start, end) = (keys::log(chat, part.from), keys::log(chat, part.to));
-                    page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?.rev())?;
+                    page.take(self.rows(), &keys::log_span(chat, part), Order::Descending)?;
                 }
                 page.entries.reverse();
                 page.hidden.reverse();
@@ -228,11 +209,11 @@ impl Snapshot {
     fn summary(&self, user: &UserId, device: &DeviceId, chat: &ChatId) -> Result<Option<ChatSummary>, StoreError> {
         let Some(row) = self.participant(chat, user)? else { return Ok(None) };
         let key = Key::new().chat(chat).bytes();
-        let (Some(record), Some(log_head)) = (self.table(CHATS)?.record::<ChatRow>(&key)?, self.head(chat)?) else {
+        let (Some(record), Some(log_head)) = (self.rows().get(CHATS, &key)?, self.head(chat)?) else {
             return Err(StoreError::Inconsistent("a participant of a chat that is not there"));
         };
-        let inbox: Option<InboxRow> = self.table(INBOX)?.record(&Key::new().device(device).chat(chat).bytes())?;
-        let cursor: CursorRow = self.table(CURSORS)?.record(&key)?.unwrap_or_default();
+        let inbox = self.rows().get(INBOX, &Key::new().device(device).chat(chat).bytes())?;
+        let cursor = self.rows().get(CURSORS, &key)?.unwrap_or_default();
         let head = row.visible_head(log_head);
         Ok(Some(ChatSummary {
             chat: chat.clone(),
@@ -252,21 +233,17 @@ impl Snapshot {
         limit: usize,
     ) -> Result<ChatList, StoreError> {
         let user = device.user();
-        let (mut start, end) = Key::new().user(&user).prefix();
-        let prefix = start.len();
-        if let Some(after) = after {
-            // The smallest key after this one.
-            start = Key::new().user(&user).chat(after).bytes();
-            start.push(0);
-        }
-        let mut list = ChatList { chats: Vec::new(), more: false };
-        for row in self.table(USER_CHATS)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-            let (key, _) = row?;
-            if list.chats.len() == limit {
-                list.more = true;
-                break;
-            }
-            let chat = Parts(&key.value()[prefix..]).chat()?;
+        let all = Key::new().user(&user).prefix();
+        let prefix = all.start.len();
+        let span = match after {
+            Some(after) => all.after(Key::new().user(&user).chat(after).bytes()),
+            None => all,
+        };
+        let mut rows = self.rows().first(USER_CHATS, &span, limit + 1)?;
+        let mut list = ChatList { chats: Vec::new(), more: rows.len() > limit };
+        rows.truncate(limit);
+        for (key, ()) in rows {
+            let chat = Parts(&key[prefix..]).chat()?;
             list.chats.extend(self.summary(&user, device, &chat)?);
         }
         Ok(list)
@@ -277,7 +254,7 @@ impl Snapshot {
         let Some(summary) = self.summary(&user, device, chat)? else { return Ok(Err(Code::NotParticipant.into())) };
         let mut present = Vec::new();
         if summary.role.is_some() {
-            for (user, row) in participants(&self.table(PARTICIPANTS)?, chat)? {
+            for (user, row) in participants(self.rows(), chat)? {
                 present.extend(row.present_role().map(|role| Member { user, role }));
             }
         }
@@ -286,16 +263,8 @@ impl Snapshot {
 
     /// Chats on the dirty list after `after`, at most `limit`: where fan-out goes on after a crash.
     pub(crate) fn dirty(&self, after: Option<&ChatId>, limit: usize) -> Result<Vec<ChatId>, StoreError> {
-        let start = after.map_or_else(Vec::new, |chat| {
-            let mut key = Key::new().chat(chat).bytes();
-            key.push(0);
-            key
-        });
-        self.table(DIRTY)?
-            .range::<&[u8]>(start.as_slice()..)?
-            .take(limit)
-            .map(|row| Parts(row?.0.value()).chat())
-            .collect()
+        let span = after.map_or(Span::ALL, |chat| Span::ALL.after(Key::new().chat(chat).bytes()));
+        self.rows().first(DIRTY, &span, limit)?.iter().map(|(key, ())| Parts(key).chat()).collect()
     }
 
     /// The entries of `chat` that are not settled, from `from` if that is later, with the recipients of each.
@@ -306,7 +275,7 @@ impl Snapshot {
         limit: PageLimit,
     ) -> Result<Unsettled, StoreError> {
         let key = Key::new().chat(chat).bytes();
-        let cursor: CursorRow = self.table(CURSORS)?.record(&key)?.unwrap_or_default();
+        let cursor = self.rows().get(CURSORS, &key)?.unwrap_or_default();
         let first = cursor.settled.map_or(Seq::FIRST, Seq::next).max(from.unwrap_or(Seq::FIRST));
         self.with_recipients(chat, first, limit)
     }
@@ -314,14 +283,12 @@ impl Snapshot {
     /// The entries of `chat` from `first` on, with the recipients of each.
     pub(crate) fn with_recipients(&self, chat: &ChatId, first: Seq, limit: PageLimit) -> Result<Unsettled, StoreError> {
         let key = Key::new().chat(chat).bytes();
-        let log = self.table(LOG)?;
-        let (start, (_, end)) = (keys::log(chat, first), Key::new().chat(chat).prefix());
         let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
-        page.take(log.range::<&[u8]>(start.as_slice()..end.as_slice())?)?;
-        let (Some(last), Some(row)) = (last_entry(&log, chat)?, self.table(CHATS)?.record::<ChatRow>(&key)?) else {
+        page.take(self.rows(), &keys::log_from(chat, first), Order::Ascending)?;
+        let (Some(last), Some(row)) = (last_entry(self.rows(), chat)?, self.rows().get(CHATS, &key)?) else {
             return Ok(Unsettled { chat: chat.clone(), entries: Vec::new() });
         };
-        let rows = participants(&self.table(PARTICIPANTS)?, chat)?;
+        let rows = participants(self.rows(), chat)?;
         let state = Chat::from_records(chat.clone(), row.kind, row.title, row.created_at, rows, &last);
         let entries = page.entries.into_iter().map(|entry| {
             let recipients = state.recipients_at(entry.seq);
@@ -338,10 +305,9 @@ impl Snapshot {
         from: Seq,
         limit: PageLimit,
     ) -> Result<RegionRun, StoreError> {
-        let log = self.table(LOG)?;
-        let row = self.table(CHATS)?.record::<ChatRow>(&Key::new().chat(chat).bytes())?;
-        let (Some(last), Some(row)) = (last_entry(&log, chat)?, row) else { return Ok(RegionRun::default()) };
-        let rows = participants(&self.table(PARTICIPANTS)?, chat)?;
+        let row = self.rows().get(CHATS, &Key::new().chat(chat).bytes())?;
+        let (Some(last), Some(row)) = (last_entry(self.rows(), chat)?, row) else { return Ok(RegionRun::default()) };
+        let rows = participants(self.rows(), chat)?;
         let takes_part = |seq: Seq| rows.iter().any(|(user, row)| user.is_home(region) && row.sees(seq));
         let mut run = RegionRun { head: Some(last.seq), ..RegionRun::default() };
         let mut first = from;
@@ -350,9 +316,8 @@ impl Snapshot {
             first = first.next();
         }
         let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
-        let (start, end) = (keys::log(chat, first), keys::log(chat, last.seq));
         if first <= last.seq {
-            page.take(log.range::<&[u8]>(start.as_slice()..=end.as_slice())?)?;
+            page.take(self.rows(), &keys::log_span(chat, SeqRange { from: first, to: last.seq }), Order::Ascending)?;
         }
         run.entries = page.entries;
         let ends = run.entries.iter().position(|entry| !takes_part(entry.seq)).unwrap_or(run.entries.len());
@@ -368,19 +333,15 @@ impl Snapshot {
 
     /// Revocations from `since` on, of every region.
     pub(crate) fn revocations(&self, since: UnixMillis) -> Result<Vec<Revocation>, StoreError> {
-        let start = Key::new().number(since.0).bytes();
-        let table = self.table(REVOCATIONS)?;
-        let rows = table.range::<&[u8]>(start.as_slice()..)?;
-        rows.map(|row| decode(row?.1.value())).collect()
+        let rows = self.rows().all(REVOCATIONS, &Span::from(Key::new().number(since.0).bytes()))?;
+        Ok(rows.into_iter().map(|(_, revocation)| revocation).collect())
     }
 
     /// Which of `users`, whose home this is, were never enrolled.
     pub(crate) fn missing(&self, users: &[UserId]) -> Result<Vec<UserId>, StoreError> {
-        let devices = self.table(DEVICES)?;
         let mut missing = Vec::new();
         for user in users {
-            let (start, end) = Key::new().user(user).prefix();
-            if devices.range::<&[u8]>(start.as_slice()..end.as_slice())?.next().transpose()?.is_none() {
+            if self.rows().is_empty(DEVICES, &Key::new().user(user).prefix())? {
                 missing.push(user.clone());
             }
         }
@@ -390,23 +351,20 @@ impl Snapshot {
     /// Totals over the inboxes, for metrics. Reads every row: for now and then.
     pub(crate) fn inbox_totals(&self) -> Result<InboxTotals, StoreError> {
         let mut totals = InboxTotals::default();
-        let log = self.table(LOG)?;
         let mut heads: BTreeMap<ChatId, u64> = BTreeMap::new();
-        for row in self.table(INBOX)?.iter()? {
-            let (key, value) = row?;
-            let mut parts = Parts(key.value());
+        self.rows().each(INBOX, &Span::ALL, |key, row| {
+            let mut parts = Parts(key);
             let (_, chat) = (parts.device()?, parts.chat()?);
-            let row: InboxRow = decode(value.value())?;
             totals.rows += 1;
             let head = if let Some(bytes) = heads.get(&chat) {
                 *bytes
             } else {
-                let bytes = last_entry(&log, &chat)?.map_or(0, |entry| entry.total_bytes);
+                let bytes = last_entry(self.rows(), &chat)?.map_or(0, |entry| entry.total_bytes);
                 heads.insert(chat.clone(), bytes);
                 bytes
             };
             let taken = match row.from.prev() {
-                Some(seq) => log.record::<Entry>(&keys::log(&chat, seq))?.map_or(0, |entry| entry.total_bytes),
+                Some(seq) => self.entry(&chat, seq)?.map_or(0, |entry| entry.total_bytes),
                 None => 0,
             };
             if head > taken {
@@ -414,7 +372,8 @@ impl Snapshot {
                 let oldest = totals.oldest.map_or(row.since, |oldest: godwit_wire::UnixMillis| oldest.min(row.since));
                 totals.oldest = Some(oldest);
             }
-        }
+            Ok(())
+        })?;
         Ok(totals)
     }
 }
@@ -441,23 +400,13 @@ impl Page {
             || self.hidden.len() >= limits::RANGES
     }
 
-    fn take<'a>(
-        &mut self,
-        rows: impl Iterator<
-            Item = Result<
-                (redb::AccessGuard<'a, &'static [u8]>, redb::AccessGuard<'a, &'static [u8]>),
-                redb::StorageError,
-            >,
-        >,
-    ) -> Result<(), StoreError> {
-        for row in rows {
-            if self.is_full() {
-                break;
-            }
-            let (_, value) = row?;
-            self.bytes += value.value().len();
-            self.entries.push(decode(value.value())?);
-        }
-        Ok(())
+    /// Takes entries as long as there is room, at least one if there is any.
+    fn take(&mut self, rows: &dyn Rows, part: &Span, order: Order) -> Result<(), StoreError> {
+        let room = self.limit.entries.saturating_sub(self.entries.len());
+        rows.scan(LOG.id, part, order, room, &mut |_, value| {
+            self.bytes += value.len();
+            self.entries.push(decode(value)?);
+            Ok(if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
     }
 }

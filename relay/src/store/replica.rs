@@ -9,7 +9,8 @@
 
 use super::chats::{ChatState, participants, project};
 use super::keys::{self, Key};
-use super::tables::{ChatRow, put};
+use super::rows::RecordsMut;
+use super::tables::{BASES, CHATS, ChatRow, DIRTY, LOG, PARTICIPANTS, USER_CHATS};
 use super::writer::{Batch, Write};
 use super::{Committed, InFlight, StoreError};
 use godwit_core::{Applied, Chat, Entry, Participant};
@@ -54,8 +55,8 @@ pub(super) struct Replicate {
 impl Write for Replicate {
     type Output = Replicated;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Replicated, StoreError> {
-        let mut head = batch.chats.get(&batch.tables, &self.chat)?.map(|state| state.chat.head);
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Replicated, StoreError> {
+        let mut head = batch.chats.get(batch.rows, &self.chat)?.map(|state| state.chat.head);
         for (i, entry) in self.entries.iter().enumerate() {
             if head.is_some_and(|head| entry.seq <= head) {
                 continue;
@@ -80,28 +81,28 @@ impl Write for Replicate {
 
 impl Replicate {
     /// Takes over the chat as its home says it is.
-    fn rebase(&self, base: &Base, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
-        let Batch { tables, chats, region, .. } = batch;
+    fn rebase(&self, base: &Base, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+        let Batch { rows, chats, region, .. } = batch;
         let key = Key::new().chat(&self.chat).bytes();
         let row = ChatRow { kind: base.kind, title: base.title.clone(), created_at: base.created_at };
-        put(&mut tables.chats, &key, &row)?;
-        put(&mut tables.bases, &key, &base.as_of)?;
-        let known = participants(&tables.participants, &self.chat)?;
+        rows.put(CHATS, &key, &row)?;
+        rows.put(BASES, &key, &base.as_of)?;
+        let known = participants(*rows, &self.chat)?;
         for (user, row) in &base.participants {
             if known.get(user).is_none_or(|known| known.as_of < row.as_of) {
-                put(&mut tables.participants, &Key::new().chat(&self.chat).user(user).bytes(), row)?;
+                rows.put(PARTICIPANTS, &Key::new().chat(&self.chat).user(user).bytes(), row)?;
             }
             if user.is_home(region) {
-                put(&mut tables.user_chats, &Key::new().user(user).chat(&self.chat).bytes(), &())?;
+                rows.put(USER_CHATS, &Key::new().user(user).chat(&self.chat).bytes(), &())?;
             }
         }
         chats.forget(&self.chat);
         Ok(())
     }
 
-    fn take(&self, entry: &Entry, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
-        let Batch { tables, chats, region, .. } = batch;
-        put(&mut tables.log, &keys::log(&self.chat, entry.seq), entry)?;
+    fn take(&self, entry: &Entry, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+        let Batch { rows, chats, region, .. } = batch;
+        rows.put(LOG, &keys::log(&self.chat, entry.seq), entry)?;
         // A chat of which the first entry was just written is read as the entry left it.
         let Applied { recipients, projections } = match chats.cached(&self.chat) {
             Some(state) if entry.seq.get() > state.base => state.chat.apply(entry),
@@ -111,7 +112,7 @@ impl Replicate {
                     chats.enter(ChatState::replica(chat, None));
                     applied
                 } else {
-                    let state = chats.get(tables, &self.chat)?;
+                    let state = chats.get(*rows, &self.chat)?;
                     let state = state.ok_or(StoreError::Inconsistent("a base without a chat"))?;
                     Applied { recipients: state.chat.recipients_at(entry.seq), projections: Vec::new() }
                 }
@@ -119,10 +120,10 @@ impl Replicate {
         };
         let state = chats.cached(&self.chat).ok_or(StoreError::Inconsistent("a copy without a chat"))?;
         for projection in projections {
-            project(&projection, &state.chat, tables, region)?;
+            project(&projection, &state.chat, *rows, region)?;
         }
         if !std::mem::replace(&mut state.dirty, true) {
-            put(&mut tables.dirty, &Key::new().chat(&self.chat).bytes(), &())?;
+            rows.put(DIRTY, &Key::new().chat(&self.chat).bytes(), &())?;
         }
         let recipients = recipients.iter().filter(|user| user.is_home(region)).cloned().collect();
         batch.committed.push(Committed::Entry {

@@ -1,14 +1,16 @@
 //! What is compared after a store was restored from a backup: copies of other regions' chats with the logs they follow.
 
+use super::chats::participants;
 use super::keys::{Key, Parts};
 use super::read::Snapshot;
-use super::tables::{CHATS, META, PARTICIPANTS, decode, meta};
+use super::rows::{Order, Records, RecordsMut, decode};
+use super::tables::{BASES, CHATS, CURSORS, DIRTY, INBOX, LOG, PARTICIPANTS, USER_CHATS, WATERMARKS};
 use super::writer::{Batch, Write};
-use super::{Committed, StoreError};
+use super::{Committed, StoreError, meta};
 use godwit_core::Participant;
 use godwit_wire::entry::EntryId;
 use godwit_wire::{ChatId, RegionId, Seq, UserId};
-use redb::ReadableTable;
+use std::ops::ControlFlow;
 
 impl Snapshot {
     /// Chats of `own` in which users of `region` take or took part, after `after`, each with the last entry for them.
@@ -19,30 +21,34 @@ impl Snapshot {
         after: Option<&ChatId>,
         limit: usize,
     ) -> Result<Vec<(ChatId, Seq)>, StoreError> {
-        let (first, end) = Key::new().home(own).prefix();
-        let start = after.map_or(first, |chat| Key::new().chat(chat).prefix().1);
+        let all = Key::new().home(own).prefix();
+        let span = match after {
+            Some(chat) => all.behind(&Key::new().chat(chat).bytes()),
+            None => all,
+        };
         let mut shared: Vec<(ChatId, Seq)> = Vec::new();
         let mut head: Option<(ChatId, Option<Seq>)> = None;
-        for row in self.table(PARTICIPANTS)?.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-            let (key, value) = row?;
-            let mut parts = Parts(key.value());
+        self.rows().scan(PARTICIPANTS.id, &span, Order::Ascending, usize::MAX, &mut |key, value| {
+            let mut parts = Parts(key);
             let (chat, user): (ChatId, UserId) = (parts.chat()?, parts.user()?);
             if !user.is_home(region) {
-                continue;
+                return Ok(ControlFlow::Continue(()));
             }
             if head.as_ref().is_none_or(|(known, _)| *known != chat) {
                 if shared.len() >= limit {
-                    break;
+                    return Ok(ControlFlow::Break(()));
                 }
                 head = Some((chat.clone(), self.head(&chat)?));
             }
-            let Some(last) = head.as_ref().and_then(|(_, head)| *head) else { continue };
-            let seen = decode::<Participant>(value.value())?.visible_head(last);
-            match shared.last_mut() {
-                Some((known, before)) if *known == chat => *before = seen.max(*before),
-                _ => shared.push((chat, seen)),
+            if let Some(last) = head.as_ref().and_then(|(_, head)| *head) {
+                let seen = decode::<Participant>(value)?.visible_head(last);
+                match shared.last_mut() {
+                    Some((known, before)) if *known == chat => *before = seen.max(*before),
+                    _ => shared.push((chat, seen)),
+                }
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(shared)
     }
 
@@ -53,12 +59,14 @@ impl Snapshot {
         after: Option<&ChatId>,
         last: Option<&ChatId>,
     ) -> Result<Vec<ChatId>, StoreError> {
-        let (first, end) = Key::new().home(home).prefix();
-        let start = after.map_or(first, |chat| Key::new().chat(chat).prefix().1);
-        let end = last.map_or(end, |chat| Key::new().chat(chat).prefix().1);
-        let table = self.table(CHATS)?;
-        let rows = table.range::<&[u8]>(start.as_slice()..end.as_slice())?;
-        rows.map(|row| Parts(row?.0.value()).chat()).collect()
+        let mut span = Key::new().home(home).prefix();
+        if let Some(after) = after {
+            span = span.behind(&Key::new().chat(after).bytes());
+        }
+        if let Some(last) = last {
+            span = span.through(&Key::new().chat(last).bytes());
+        }
+        self.rows().all(CHATS, &span)?.iter().map(|(key, _)| Parts(key).chat()).collect()
     }
 
     /// Which entry is there, if one is.
@@ -68,18 +76,15 @@ impl Snapshot {
 
     /// How this store and the one of another region were when they met last.
     pub(crate) fn met(&self, region: &RegionId) -> Result<Option<Met>, StoreError> {
-        Ok(meta::get(self.txn(), &met_key(region))?.and_then(|text| Met::parse(&text)))
+        Ok(meta::get(self.rows(), &met_key(region))?.and_then(|text| Met::parse(&text)))
     }
 
     /// The regions whose stores this one has met.
     pub(crate) fn all_met(&self) -> Result<Vec<(RegionId, Met)>, StoreError> {
         let mut all = Vec::new();
-        for row in self.table(META)?.range::<&[u8]>(MET_REGION.as_bytes()..)? {
-            let (key, value) = row?;
-            let Some(region) = key.value().strip_prefix(MET_REGION.as_bytes()) else { break };
-            let region = String::from_utf8_lossy(region).parse();
-            let region = region.map_err(|_| StoreError::Inconsistent("a region that was met"))?;
-            all.extend(Met::parse(&String::from_utf8_lossy(value.value())).map(|met| (region, met)));
+        for (region, met) in meta::beginning_with(self.rows(), MET_REGION)? {
+            let region = region.parse().map_err(|_| StoreError::Inconsistent("a region that was met"))?;
+            all.extend(Met::parse(&met).map(|met| (region, met)));
         }
         Ok(all)
     }
@@ -117,40 +122,30 @@ impl Write for DropCopies {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for chat in &self.chats {
             let key = Key::new().chat(chat).bytes();
-            let (start, end) = Key::new().chat(chat).prefix();
-            let tables = &mut batch.tables;
-            let mut users = Vec::new();
-            for row in tables.participants.range::<&[u8]>(start.as_slice()..end.as_slice())? {
-                users.push(Parts(&row?.0.value()[start.len()..]).user()?);
-            }
-            for user in users.iter().filter(|user| user.is_home(batch.region)) {
-                tables.user_chats.remove(Key::new().user(user).chat(chat).bytes().as_slice())?;
-                let (first, last) = Key::new().user(user).prefix();
-                let mut rows = Vec::new();
-                for row in tables.inbox.range::<&[u8]>(first.as_slice()..last.as_slice())? {
-                    let key = row?.0.value().to_vec();
+            let span = Key::new().chat(chat).prefix();
+            let rows = &mut *batch.rows;
+            for user in participants(rows, chat)?.keys().filter(|user| user.is_home(batch.region)) {
+                rows.delete(USER_CHATS, &Key::new().user(user).chat(chat).bytes())?;
+                for (key, _) in rows.all(INBOX, &Key::new().user(user).prefix())? {
                     let mut parts = Parts(&key);
                     if parts.device().is_ok() && parts.chat()? == *chat {
-                        rows.push(key);
+                        rows.delete(INBOX, &key)?;
                     }
                 }
-                for row in rows {
-                    tables.inbox.remove(row.as_slice())?;
-                }
             }
-            let range = || start.as_slice()..end.as_slice();
-            tables.log.retain_in::<&[u8], _>(range(), |_, _| false)?;
-            tables.participants.retain_in::<&[u8], _>(range(), |_, _| false)?;
-            tables.watermarks.retain_in::<&[u8], _>(range(), |_, _| false)?;
-            for table in [&mut tables.chats, &mut tables.cursors, &mut tables.dirty, &mut tables.bases] {
-                table.remove(key.as_slice())?;
-            }
+            rows.clear(LOG, &span)?;
+            rows.clear(PARTICIPANTS, &span)?;
+            rows.clear(WATERMARKS, &span)?;
+            rows.delete(CHATS, &key)?;
+            rows.delete(CURSORS, &key)?;
+            rows.delete(DIRTY, &key)?;
+            rows.delete(BASES, &key)?;
             batch.chats.forget(chat);
         }
-        batch.tables.meta.insert(meta::COMPARISON.as_bytes(), self.comparison.to_string().as_bytes())?;
+        meta::put(batch.rows, meta::COMPARISON, &self.comparison.to_string())?;
         batch.committed.push(Committed::Dropped { chats: self.chats.clone() });
         Ok(())
     }
@@ -167,9 +162,8 @@ impl Write for NoteMet {
     type Output = ();
     const NEEDS_SPACE: bool = false;
 
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         let Met { own, theirs } = self.met;
-        batch.tables.meta.insert(met_key(&self.region).as_bytes(), format!("{own} {theirs}").as_bytes())?;
-        Ok(())
+        meta::put(batch.rows, &met_key(&self.region), &format!("{own} {theirs}"))
     }
 }

@@ -1,81 +1,150 @@
 //! The store's tables and their records. Every record is a format number and postcard, see `godwit_core::entry`.
 
-use super::StoreError;
-use godwit_core::entry::{decode_record, encode_record};
+use godwit_core::blob::{Blob, Usage};
+use godwit_core::device::Revocation;
 use godwit_core::inbox::InboxRow;
 use godwit_core::number::{Link, Void};
-use godwit_core::{Device, Participant};
+use godwit_core::{Device, Entry, Participant};
+use godwit_wire::blob::Manifest;
 use godwit_wire::entry::{ChatKind, Title};
 use godwit_wire::frame::Receipt;
 use godwit_wire::{MessageId, Seq, UnixMillis, UserId};
-use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
+use std::marker::PhantomData;
 
-type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+/// Which table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum TableId {
+    Log,
+    Chats,
+    Participants,
+    UserChats,
+    Numbers,
+    Cursors,
+    Watermarks,
+    Dirty,
+    Bases,
+    Inbox,
+    Devices,
+    Tokens,
+    Revocations,
+    Blobs,
+    BlobManifests,
+    BlobParts,
+    BlobRefs,
+    BlobHolds,
+    BlobUsage,
+    Meta,
+}
 
-/// (chat, seq) → `Entry`. The truth; all other tables about chats follow from it.
-pub(super) const LOG: Definition = TableDefinition::new("log");
-/// chat → [`ChatRow`]
-pub(super) const CHATS: Definition = TableDefinition::new("chats");
-/// (chat, user) → `Participant`
-pub(super) const PARTICIPANTS: Definition = TableDefinition::new("participants");
-/// (user, chat) → nothing: the chats a user ever belonged to
-pub(super) const USER_CHATS: Definition = TableDefinition::new("user_chats");
-/// (chat, device, enrolment, n) → [`NumberRow`]: the last number, every void, and now and then an entry's number
-pub(super) const NUMBERS: Definition = TableDefinition::new("numbers");
-/// chat → [`CursorRow`]
-pub(super) const CURSORS: Definition = TableDefinition::new("cursors");
-/// (chat, user) → [`Watermark`]
-pub(super) const WATERMARKS: Definition = TableDefinition::new("watermarks");
-/// chat → nothing: chats whose log may reach beyond what is settled
-pub(super) const DIRTY: Definition = TableDefinition::new("dirty");
-/// chat → `Seq`: of a copy, the entry that its base follows from, see `replica`
-pub(super) const BASES: Definition = TableDefinition::new("bases");
-/// (device, chat) → `InboxRow`
-pub(super) const INBOX: Definition = TableDefinition::new("inbox");
-/// device → `Device`
-pub(super) const DEVICES: Definition = TableDefinition::new("devices");
-/// (expiry, jti) → nothing: tokens that were used, by when they can be forgotten
-pub(super) const TOKENS: Definition = TableDefinition::new("tokens");
-/// (time, device) → `Revocation`: enrolments that are shut out, of every region, until their certificates have expired
-pub(super) const REVOCATIONS: Definition = TableDefinition::new("revocations");
-/// hash → `Blob`: attachments, as far as they are stored
-pub(super) const BLOBS: Definition = TableDefinition::new("blobs");
-/// hash → `Manifest`: what the parts of a blob are
-pub(super) const BLOB_MANIFESTS: Definition = TableDefinition::new("blob_manifests");
+impl TableId {
+    pub(super) const ALL: [Self; 20] = [
+        Self::Log,
+        Self::Chats,
+        Self::Participants,
+        Self::UserChats,
+        Self::Numbers,
+        Self::Cursors,
+        Self::Watermarks,
+        Self::Dirty,
+        Self::Bases,
+        Self::Inbox,
+        Self::Devices,
+        Self::Tokens,
+        Self::Revocations,
+        Self::Blobs,
+        Self::BlobManifests,
+        Self::BlobParts,
+        Self::BlobRefs,
+        Self::BlobHolds,
+        Self::BlobUsage,
+        Self::Meta,
+    ];
+
+    /// What it is called in a store, for ever.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Chats => "chats",
+            Self::Participants => "participants",
+            Self::UserChats => "user_chats",
+            Self::Numbers => "numbers",
+            Self::Cursors => "cursors",
+            Self::Watermarks => "watermarks",
+            Self::Dirty => "dirty",
+            Self::Bases => "bases",
+            Self::Inbox => "inbox",
+            Self::Devices => "devices",
+            Self::Tokens => "tokens",
+            Self::Revocations => "revocations",
+            Self::Blobs => "blobs",
+            Self::BlobManifests => "blob_manifests",
+            Self::BlobParts => "blob_parts",
+            Self::BlobRefs => "blob_refs",
+            Self::BlobHolds => "blob_holds",
+            Self::BlobUsage => "blob_usage",
+            Self::Meta => "meta",
+        }
+    }
+}
+
+/// A table of one kind of record.
+#[derive(Debug)]
+pub(super) struct Table<R> {
+    pub(super) id: TableId,
+    of: PhantomData<fn() -> R>,
+}
+
+impl<R> Clone for Table<R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R> Copy for Table<R> {}
+
+const fn table<R>(id: TableId) -> Table<R> {
+    Table { id, of: PhantomData }
+}
+
+/// (chat, seq). The truth; all other tables about chats follow from it.
+pub(super) const LOG: Table<Entry> = table(TableId::Log);
+/// chat
+pub(super) const CHATS: Table<ChatRow> = table(TableId::Chats);
+/// (chat, user)
+pub(super) const PARTICIPANTS: Table<Participant> = table(TableId::Participants);
+/// (user, chat): the chats a user ever belonged to
+pub(super) const USER_CHATS: Table<()> = table(TableId::UserChats);
+/// (chat, device, enrolment, n): the last number, every void, and now and then an entry's number
+pub(super) const NUMBERS: Table<NumberRow> = table(TableId::Numbers);
+/// chat
+pub(super) const CURSORS: Table<CursorRow> = table(TableId::Cursors);
+/// (chat, user)
+pub(super) const WATERMARKS: Table<Watermark> = table(TableId::Watermarks);
+/// chat: chats whose log may reach beyond what is settled
+pub(super) const DIRTY: Table<()> = table(TableId::Dirty);
+/// chat: of a copy, the entry that its base follows from, see `replica`
+pub(super) const BASES: Table<Seq> = table(TableId::Bases);
+/// (device, chat)
+pub(super) const INBOX: Table<InboxRow> = table(TableId::Inbox);
+/// device
+pub(super) const DEVICES: Table<Device> = table(TableId::Devices);
+/// (expiry, jti): tokens that were used, by when they can be forgotten
+pub(super) const TOKENS: Table<()> = table(TableId::Tokens);
+/// (time, device): enrolments that are shut out, of every region, until their certificates have expired
+pub(super) const REVOCATIONS: Table<Revocation> = table(TableId::Revocations);
+/// hash: attachments, as far as they are stored
+pub(super) const BLOBS: Table<Blob> = table(TableId::Blobs);
+/// hash: what the parts of a blob are
+pub(super) const BLOB_MANIFESTS: Table<Manifest> = table(TableId::BlobManifests);
 /// (hash, part) → tag: parts that are stored, of a blob that is being uploaded
-pub(super) const BLOB_PARTS: Definition = TableDefinition::new("blob_parts");
-/// (hash, chat, seq) → nothing: messages that refer to a blob
-pub(super) const BLOB_REFS: Definition = TableDefinition::new("blob_refs");
-/// (hash, user) → time: until when a user may refer to a blob, whether a message does or not
-pub(super) const BLOB_HOLDS: Definition = TableDefinition::new("blob_holds");
-/// user → `Usage`: what a user has in blobs, and what all have
-pub(super) const BLOB_USAGE: Definition = TableDefinition::new("blob_usage");
-/// name → text: what the file is
-pub(super) const META: Definition = TableDefinition::new("meta");
-
-/// All tables, for copying a store. `META` is written by whoever makes the copy.
-pub(super) const RECORDS: [Definition; 19] = [
-    LOG,
-    CHATS,
-    PARTICIPANTS,
-    USER_CHATS,
-    NUMBERS,
-    CURSORS,
-    WATERMARKS,
-    DIRTY,
-    BASES,
-    INBOX,
-    DEVICES,
-    TOKENS,
-    REVOCATIONS,
-    BLOBS,
-    BLOB_MANIFESTS,
-    BLOB_PARTS,
-    BLOB_REFS,
-    BLOB_HOLDS,
-    BLOB_USAGE,
-];
+pub(super) const BLOB_PARTS: Table<String> = table(TableId::BlobParts);
+/// (hash, chat, seq): messages that refer to a blob
+pub(super) const BLOB_REFS: Table<()> = table(TableId::BlobRefs);
+/// (hash, user): until when a user may refer to a blob, whether a message does or not
+pub(super) const BLOB_HOLDS: Table<UnixMillis> = table(TableId::BlobHolds);
+/// user: what a user has in blobs, and what all have
+pub(super) const BLOB_USAGE: Table<Usage> = table(TableId::BlobUsage);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChatRow {
@@ -149,9 +218,9 @@ pub struct Watermark {
     pub read: Option<Seq>,
 }
 
-/// Which table and which record.
+/// What a table may hold.
 pub(super) trait Record: Serialize + for<'a> Deserialize<'a> {}
-impl Record for godwit_core::Entry {}
+impl Record for Entry {}
 impl Record for ChatRow {}
 impl Record for Participant {}
 impl Record for NumberRow {}
@@ -159,146 +228,16 @@ impl Record for CursorRow {}
 impl Record for Watermark {}
 impl Record for InboxRow {}
 impl Record for Device {}
-impl Record for godwit_core::device::Revocation {}
+impl Record for Revocation {}
 impl Record for Seq {}
-impl Record for godwit_core::blob::Blob {}
-impl Record for godwit_core::blob::Usage {}
-impl Record for godwit_wire::blob::Manifest {}
+impl Record for Blob {}
+impl Record for Usage {}
+impl Record for Manifest {}
 impl Record for UnixMillis {}
 /// The name of a part in the store of blobs.
 impl Record for String {}
 /// Tables that hold only keys.
 impl Record for () {}
-
-/// Reads shared by a snapshot and an open transaction.
-pub(super) trait Read {
-    fn record<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError>;
-}
-
-impl<T: ReadableTable<&'static [u8], &'static [u8]>> Read for T {
-    fn record<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
-        self.get(key)?.map(|guard| decode(guard.value())).transpose()
-    }
-}
-
-pub(super) fn decode<R: Record>(bytes: &[u8]) -> Result<R, StoreError> {
-    Ok(decode_record(bytes)?)
-}
-
-pub(super) type WriteTable<'t> = Table<'t, &'static [u8], &'static [u8]>;
-
-/// The tables of one write transaction.
-pub(super) struct Tables<'t> {
-    txn: &'t WriteTransaction,
-    pub(super) log: WriteTable<'t>,
-    pub(super) chats: WriteTable<'t>,
-    pub(super) participants: WriteTable<'t>,
-    pub(super) user_chats: WriteTable<'t>,
-    pub(super) numbers: WriteTable<'t>,
-    pub(super) cursors: WriteTable<'t>,
-    pub(super) watermarks: WriteTable<'t>,
-    pub(super) dirty: WriteTable<'t>,
-    pub(super) bases: WriteTable<'t>,
-    pub(super) inbox: WriteTable<'t>,
-    pub(super) devices: WriteTable<'t>,
-    pub(super) tokens: WriteTable<'t>,
-    pub(super) revocations: WriteTable<'t>,
-    pub(super) meta: WriteTable<'t>,
-}
-
-impl<'t> Tables<'t> {
-    pub(super) fn open(txn: &'t WriteTransaction) -> Result<Self, StoreError> {
-        Ok(Self {
-            txn,
-            log: txn.open_table(LOG)?,
-            chats: txn.open_table(CHATS)?,
-            participants: txn.open_table(PARTICIPANTS)?,
-            user_chats: txn.open_table(USER_CHATS)?,
-            numbers: txn.open_table(NUMBERS)?,
-            cursors: txn.open_table(CURSORS)?,
-            watermarks: txn.open_table(WATERMARKS)?,
-            dirty: txn.open_table(DIRTY)?,
-            bases: txn.open_table(BASES)?,
-            inbox: txn.open_table(INBOX)?,
-            devices: txn.open_table(DEVICES)?,
-            tokens: txn.open_table(TOKENS)?,
-            revocations: txn.open_table(REVOCATIONS)?,
-            meta: txn.open_table(META)?,
-        })
-    }
-
-    /// The tables about blobs, which few writes need. Nobody may have them already.
-    pub(super) fn blobs(&self) -> Result<BlobTables<'t>, StoreError> {
-        let txn = self.txn;
-        Ok(BlobTables {
-            blobs: txn.open_table(BLOBS)?,
-            manifests: txn.open_table(BLOB_MANIFESTS)?,
-            parts: txn.open_table(BLOB_PARTS)?,
-            refs: txn.open_table(BLOB_REFS)?,
-            holds: txn.open_table(BLOB_HOLDS)?,
-            usage: txn.open_table(BLOB_USAGE)?,
-        })
-    }
-}
-
-/// The tables about blobs of one write transaction.
-pub(super) struct BlobTables<'t> {
-    pub(super) blobs: WriteTable<'t>,
-    pub(super) manifests: WriteTable<'t>,
-    pub(super) parts: WriteTable<'t>,
-    pub(super) refs: WriteTable<'t>,
-    pub(super) holds: WriteTable<'t>,
-    pub(super) usage: WriteTable<'t>,
-}
-
-/// Makes all tables that are not there.
-pub(super) fn make(txn: &WriteTransaction) -> Result<(), StoreError> {
-    for table in RECORDS.into_iter().chain([META]) {
-        drop(txn.open_table(table)?);
-    }
-    Ok(())
-}
-
-pub(super) fn put<R: Record>(table: &mut WriteTable<'_>, key: &[u8], record: &R) -> Result<(), StoreError> {
-    table.insert(key, encode_record(record).as_slice())?;
-    Ok(())
-}
-
-/// What a store file says about itself.
-pub(super) mod meta {
-    use super::{META, ReadTransaction, StoreError, WriteTransaction};
-
-    pub(in crate::store) const FORMAT: &str = "format";
-    pub(in crate::store) const GENERATION: &str = "generation";
-    /// Another each time that clients are to compare what they have though this store was not restored.
-    pub(in crate::store) const COMPARISON: &str = "comparison";
-    pub(in crate::store) const REGION: &str = "region";
-    /// Of a copy that no relay has started on yet.
-    pub(in crate::store) const COPY: &str = "copy";
-    /// How often a relay has started on the file.
-    pub(in crate::store) const RUNS: &str = "runs";
-
-    pub(in crate::store) fn get(txn: &ReadTransaction, name: &str) -> Result<Option<String>, StoreError> {
-        match txn.open_table(META) {
-            Ok(table) => {
-                let value = table.get(name.as_bytes())?;
-                Ok(value.map(|value| String::from_utf8_lossy(value.value()).into_owned()))
-            }
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    pub(in crate::store) fn put(txn: &WriteTransaction, name: &str, value: &str) -> Result<(), StoreError> {
-        txn.open_table(META)?.insert(name.as_bytes(), value.as_bytes())?;
-        Ok(())
-    }
-
-    pub(in crate::store) fn remove(txn: &WriteTransaction, name: &str) -> Result<(), StoreError> {
-        txn.open_table(META)?.remove(name.as_bytes())?;
-        Ok(())
-    }
-}
 
 #[cfg(test)]
 mod tests {

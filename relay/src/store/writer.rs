@@ -6,7 +6,8 @@
 //! the culprit is answered `Internal`.
 
 use super::chats::ChatCache;
-use super::tables::Tables;
+use super::embedded::Transaction;
+use super::rows::RowsMut;
 use super::{Committed, Opener, Shared, StoreError};
 use crate::host::Threads;
 use crate::metrics::Metrics;
@@ -27,8 +28,8 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 const FREE_SPACE_AGE: Duration = Duration::from_millis(200);
 
 /// An open transaction with the caches.
-pub(super) struct Batch<'t, 'c> {
-    pub(super) tables: Tables<'t>,
+pub(super) struct Batch<'c> {
+    pub(super) rows: &'c mut dyn RowsMut,
     pub(super) chats: &'c mut ChatCache,
     pub(super) region: &'c RegionId,
     pub(super) committed: Vec<Committed>,
@@ -41,7 +42,7 @@ pub(super) trait Write: Send + 'static {
     type Output: Send;
     /// Refused while free space is below the reserve. What frees space, or lets a device acknowledge, must go on.
     const NEEDS_SPACE: bool = true;
-    fn apply(&self, batch: &mut Batch<'_, '_>) -> Result<Self::Output, StoreError>;
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError>;
     /// Numbered requests in it, for the metric.
     fn commands(&self) -> usize {
         0
@@ -50,7 +51,7 @@ pub(super) trait Write: Send + 'static {
 
 /// A write that waits for its commit.
 pub(super) trait Job: Send {
-    fn apply(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError>;
+    fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError>;
     fn finish(self: Box<Self>);
     fn fail(self: Box<Self>, refusal: Refusal);
     fn needs_space(&self) -> bool;
@@ -64,7 +65,7 @@ struct Pending<W: Write> {
 }
 
 impl<W: Write> Job for Pending<W> {
-    fn apply(&mut self, batch: &mut Batch<'_, '_>) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         self.output = Some(self.write.apply(batch)?);
         Ok(())
     }
@@ -225,8 +226,9 @@ impl Writer {
             let _ = txn.set_durability(redb::Durability::None);
         }
         let committed = {
+            let mut rows = Transaction::new(&txn);
             let mut batch = Batch {
-                tables: Tables::open(&txn)?,
+                rows: &mut rows,
                 chats: &mut self.chats,
                 region: &self.region,
                 committed: Vec::new(),
