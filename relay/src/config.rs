@@ -346,6 +346,7 @@ impl Config {
             in_flight_bytes: self.store.in_flight.bytes(),
             cached_chats: self.store.cached_chats.count(),
             reserve_bytes: self.store.reserve.bytes() as u64,
+            ..StoreLimits::default()
         }
     }
 

@@ -54,7 +54,7 @@ use pushes::Pushes;
 use region::Told;
 use save::{Save, Saved};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -158,6 +158,8 @@ pub(crate) struct Worker {
     moves: HashMap<(DeviceId, ChatId), InboxChange>,
     /// Regions whose rows could not be read when they were linked.
     unattached: Vec<Arc<Link>>,
+    /// Chats of a shared store whose logs could not be read: what comes of them meanwhile is read with the rest.
+    not_taken_up: BTreeSet<ChatId>,
 }
 
 impl Worker {
@@ -200,6 +202,7 @@ impl Worker {
             begun: VecDeque::new(),
             moves: HashMap::new(),
             unattached: Vec::new(),
+            not_taken_up: BTreeSet::new(),
         };
         (worker, fanout)
     }
@@ -265,6 +268,7 @@ impl Worker {
         while let Some(event) = events.next() {
             self.metrics.fanout_backlog.dec();
             match event {
+                Committed::Entry { chat, .. } if self.not_taken_up.contains(&chat) => {}
                 Committed::Entry { chat, entry, recipients, .. } => self.entry(&chat, &entry, &recipients),
                 Committed::Revoked { revocation } => self.revoked(&revocation),
                 Committed::Dropped { chats } => self.dropped(&chats),
@@ -277,6 +281,7 @@ impl Worker {
                     self.reopened().await;
                     self.meet(events.as_slice()).await;
                 }
+                Committed::TakenUp { chat } => self.taken_up(chat).await,
             }
         }
     }
@@ -524,6 +529,7 @@ impl Worker {
             }
             self.send_again(now);
         }
+        self.take_up_the_rest().await;
         self.flush_moves();
         self.save_progress(|fan| {
             fan.lag() >= SAVE_LAG || (fan.is_settled() && now.saturating_sub(fan.active_millis) >= IDLE_MILLIS)

@@ -66,6 +66,7 @@ metrics! {
     blob_store_latency: Histogram (Seconds), "blob_store_latency", "Time that storing a part takes", exponential_buckets(0.001, 2.0, 16);
     blobs_collected: Counter, "blobs_collected", "Attachments and uploads removed because nothing referred to them";
     malformed: Counter, "malformed_frames", "Frames that could not be read";
+    commit_conflicts: Counter, "commit_conflicts", "Commits of a shared store that another relay came before";
     commits: Counter, "commits", "Commits of the store";
     commit_failures: Counter, "commit_failures", "Commits that failed; the store was reopened";
     commit_batch: Histogram, "commit_batch_commands", "Numbered requests in one commit", exponential_buckets(1.0, 2.0, 14);

@@ -4,7 +4,7 @@
 
 use crate::attachments::{Attachments, off};
 use crate::fanout::Fanout;
-use crate::store::{Issued, Store, StoreError};
+use crate::store::{Issued, Snapshot, Store, StoreError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use godwit_certs::Issuer;
@@ -67,12 +67,11 @@ impl Owner {
             }
             Request::ListChats(list) => {
                 let limit = page_limit(list.limit)?;
-                let read = self.store.read(move |store| store.list_chats(&device, list.after.as_ref(), limit));
-                Reply::ChatList(read.await.map_err(fault)?)
+                Reply::ChatList(self.store.list_chats(device, list.after, limit).await.map_err(fault)?)
             }
             Request::GetChat { chat } => {
-                let id = chat.clone();
-                match self.store.read(move |store| store.chat_info(&device, &id)).await.map_err(fault)? {
+                let read = move |store: &Snapshot, chat: &ChatId| store.chat_info(&device, chat);
+                match self.store.read_chat(chat.clone(), read).await.map_err(fault)? {
                     Ok(info) => Reply::ChatInfo(info),
                     Err(refusal) => return Err(self.unless_copied(&chat, refusal).await),
                 }

@@ -85,7 +85,7 @@ pub struct Relay {
     /// None at an edge.
     fanning: Option<JoinHandle<()>>,
     administering: Option<JoinHandle<()>>,
-    store_thread: Option<Thread>,
+    store_threads: Vec<Thread>,
     identity: Arc<ArcSwap<RelayFiles>>,
 }
 
@@ -93,7 +93,7 @@ pub struct Relay {
 struct Home {
     owner: Owner,
     worker: (Worker, mpsc::UnboundedReceiver<Committed>),
-    thread: Thread,
+    threads: Vec<Thread>,
 }
 
 impl Home {
@@ -112,7 +112,7 @@ impl Home {
         let (disk, data) = (host.disk.clone(), config.data.clone());
         let free = Box::new(move || disk.free_bytes(&data));
         let clock = host.crypto.clock.clone();
-        let OpenStore { store, committed, thread } =
+        let OpenStore { store, committed, threads } =
             Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?;
         let attachments = attachments(config, host, id.region(), &store, metrics).await?;
         let (registry, metrics) = (registry.clone(), metrics.clone());
@@ -121,7 +121,7 @@ impl Home {
         worker.recover().await?;
         let (region, identity) = (id.region(), identity.clone());
         let owner = Owner { region, store, fanout, attachments, identity, clock, meeting: Arc::default() };
-        Ok(Self { owner, worker: (worker, committed), thread })
+        Ok(Self { owner, worker: (worker, committed), threads })
     }
 }
 
@@ -227,9 +227,9 @@ impl Relay {
 
         let kind = if home.is_some() { Kind::Store } else { Kind::Edge };
         let me = peers::identity(id.clone(), config.cluster.advertise.unwrap_or(quic), crypto.clock.now().0, kind);
-        let (owner, worker, store_thread) = match home {
-            Some(Home { owner, worker, thread }) => (Some(owner), Some(worker), Some(thread)),
-            None => (None, None, None),
+        let (owner, worker, store_threads) = match home {
+            Some(Home { owner, worker, threads }) => (Some(owner), Some(worker), threads),
+            None => (None, None, Vec::new()),
         };
         let (known, has_met) = match &owner {
             Some(owner) => {
@@ -297,7 +297,7 @@ impl Relay {
             accepting,
             fanning,
             administering,
-            store_thread,
+            store_threads,
             identity,
         })
     }
@@ -408,7 +408,7 @@ impl Relay {
     /// Takes no more connections, finishes what was accepted, tells the devices, and closes the store. Takes at most
     /// about ten seconds.
     pub async fn stop(self) {
-        let Self { edge, endpoint, stop, accepting, fanning, administering, store_thread, .. } = self;
+        let Self { edge, endpoint, stop, accepting, fanning, administering, store_threads, .. } = self;
         let deadline = Instant::now() + STOP_WITHIN;
         stop.cancel();
         let reason = Refusal::from(Code::ShuttingDown);
@@ -434,9 +434,14 @@ impl Relay {
         if let Some(fanning) = fanning {
             end(fanning, deadline + Duration::from_secs(1), "fan-out").await;
         }
-        if let Some(thread) = store_thread
-            && !matches!(tokio::time::timeout(Duration::from_secs(2), thread.ended()).await, Ok(true))
-        {
+        let ended = async {
+            let mut all = true;
+            for thread in store_threads {
+                all &= thread.ended().await;
+            }
+            all
+        };
+        if !matches!(tokio::time::timeout(Duration::from_secs(2), ended).await, Ok(true)) {
             tracing::error!("the store's thread did not end in time");
         }
         let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;

@@ -1,8 +1,9 @@
-//! Where chats, inboxes and devices are stored: embedded redb with group commit.
+//! Where chats, inboxes and devices are stored: in embedded redb, or behind an API that many relays share.
 //!
-//! Every write goes through one thread ([`writer`]), which commits all that queued up with one fsync; reads use
-//! snapshots beside it. What a write means is decided in `godwit_core`; what is kept, and under which key, is listed in
-//! [`tables`], as [`rows`] that an engine keeps: [`embedded`]. What was committed is told to fan-out in the order of the commits.
+//! What a write means is decided in `godwit_core`; what is kept, and under which key, is listed in [`tables`], as
+//! [`rows`]. With redb ([`embedded`]) every write goes through one thread ([`writer`]), which commits all that queued up
+//! with one fsync, and reads use snapshots beside it. How it is done without a file of its own is in [`shared`]. What was
+//! committed is told to fan-out in the order of the commits.
 //!
 //! - [`chats`]: commands on a chat's log, and the states of chats in memory
 //! - [`replica`]: copies of other regions' chats, for the users of this one
@@ -11,7 +12,7 @@
 //! - [`devices`]: enrolment, revocation
 //! - [`blobs`]: which attachments are stored, and who refers to them
 //! - [`read`]: history, chat lists, what fan-out resumes from
-//! - [`file`]: opening, checking and copying the file
+//! - [`file`]: opening, checking and copying redb's file
 
 mod blobs;
 mod chats;
@@ -25,6 +26,7 @@ mod read;
 mod replica;
 mod restored;
 mod rows;
+pub mod shared;
 mod tables;
 mod writer;
 
@@ -42,12 +44,15 @@ use delivery::{InboxWrites, SaveProgress};
 use devices::{Enrol, NoteRevocations, Renewed, Revoke, Seen};
 use godwit_core::device::Revocation;
 use godwit_core::{Command, Entry, Outcome};
-use godwit_wire::frame::{HistoryPage, Range};
+use godwit_wire::frame::{ChatList, HistoryPage, Range};
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
 use redb::Database;
 use replica::Replicate;
 pub(crate) use restored::Met;
 use restored::{DropCopies, NoteMet};
+use shared::engine::{Engine, EngineError};
+use shared::{Pen, TakeUp, Topic, Topics, Worker};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -58,6 +63,8 @@ use writer::{Job, Write, Writer, job};
 
 /// Writes that wait for the writer, at most; whoever comes then waits for a place.
 const QUEUED_JOBS: usize = 1024;
+/// Bytes of commands of one chat that are written together on a shared store, unless one alone has more.
+const PART_BYTES: usize = 128 << 10;
 /// The unit in which memory in flight is counted.
 const PERMIT_BYTES: usize = 1024;
 
@@ -74,6 +81,16 @@ pub enum StoreError {
     Inconsistent(&'static str),
     #[error("the store is being opened anew")]
     Closed,
+    #[error("the shared store: {0}")]
+    Engine(#[from] EngineError),
+    #[error("the shared store was not made ready: run `godwit store init`")]
+    NotMade,
+    #[error("the shared store is of region {found}, not of {expected}: each region has a prefix of its own")]
+    SharedOtherRegion { found: String, expected: String },
+    #[error("the shared store has format {found}, which is newer than this version's {known}: use a newer godwit")]
+    SharedNewer { found: String, known: u32 },
+    #[error("a shared store is backed up by its own means")]
+    NoBackup,
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("{}: there is no store", .0.display())]
@@ -127,6 +144,10 @@ pub enum Committed {
     Dropped {
         chats: Vec<ChatId>,
     },
+    /// A chat of a shared store whose log may reach beyond what is settled, and beyond what was told.
+    TakenUp {
+        chat: ChatId,
+    },
     /// The file was opened anew after a fault: what was committed last may be more than was told.
     Reopened,
 }
@@ -149,23 +170,37 @@ pub struct StoreLimits {
     pub cached_chats: usize,
     /// Free disk space below which sends are refused, so that acknowledging and deleting go on.
     pub reserve_bytes: u64,
+    /// Of a shared store: chats that are written at a time.
+    pub workers: usize,
 }
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { in_flight_bytes: 64 << 20, cached_chats: 100_000, reserve_bytes: 64 << 20 }
+        Self { in_flight_bytes: 64 << 20, cached_chats: 100_000, reserve_bytes: 64 << 20, workers: 32 }
+    }
+}
+
+/// How long a commit took lately, in microseconds.
+#[derive(Debug, Default)]
+struct CommitTime(AtomicU32);
+
+impl CommitTime {
+    /// The last eight or so count.
+    fn took(&self, time: Duration) {
+        let now = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before - before / 8 + now / 8, Ordering::Relaxed);
     }
 }
 
 /// The database that is open now, shared by the writer and all readers.
-pub(crate) struct Shared {
-    /// How long a commit took lately, in microseconds.
-    commit_micros: AtomicU32,
+pub(crate) struct OpenDatabase {
+    commit_time: Arc<CommitTime>,
     database: RwLock<Option<Arc<Database>>>,
     free_bytes: Option<Box<dyn Fn() -> Option<u64> + Send + Sync>>,
 }
 
-impl Shared {
+impl OpenDatabase {
     fn database(&self) -> Option<Arc<Database>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -181,23 +216,35 @@ impl Shared {
         self.database.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Notes how long a commit took: the last eight or so count.
-    fn committed_in(&self, time: Duration) {
-        let now = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        let before = self.commit_micros.load(Ordering::Relaxed);
-        self.commit_micros.store(before - before / 8 + now / 8, Ordering::Relaxed);
-    }
-
     fn free_bytes(&self) -> Option<u64> {
         self.free_bytes.as_ref().and_then(|free| free())
+    }
+}
+
+/// What is under a store.
+#[derive(Clone)]
+enum Under {
+    Embedded { jobs: mpsc::Sender<Box<dyn Job>>, database: Arc<OpenDatabase> },
+    Shared(Arc<SharedStore>),
+}
+
+/// A relay's part in a shared store. Dropped once nobody can ask for a write.
+struct SharedStore {
+    topics: Arc<Topics>,
+    pen: Pen,
+}
+
+impl Drop for SharedStore {
+    fn drop(&mut self) {
+        self.topics.close();
     }
 }
 
 /// A handle on the store. Cloning shares it.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::Sender<Box<dyn Job>>,
-    shared: Arc<Shared>,
+    under: Under,
+    commit_time: Arc<CommitTime>,
     host: Host,
     in_flight: Arc<Semaphore>,
     in_flight_permits: u32,
@@ -216,12 +263,12 @@ impl fmt::Debug for Store {
 pub struct OpenStore {
     pub store: Store,
     pub committed: mpsc::UnboundedReceiver<Committed>,
-    /// Ends once every handle is dropped, all that queued is committed and the file is closed.
-    pub thread: Thread,
+    /// They end once every handle is dropped, all that queued is committed and the file is closed.
+    pub threads: Vec<Thread>,
 }
 
 impl Store {
-    /// Opens a store with `opener` and starts its writer. Must be called within a tokio runtime.
+    /// Opens a store of redb with `opener` and starts its writer. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Whatever `opener` returns; nothing was started then.
@@ -236,8 +283,9 @@ impl Store {
         let generation = file::generation(&database)?;
         let client_generation = Arc::new(AtomicU64::new(file::client_generation(&database)?));
         let region = file::region(&database)?;
-        let shared = Arc::new(Shared {
-            commit_micros: AtomicU32::new(0),
+        let commit_time = Arc::<CommitTime>::default();
+        let database = Arc::new(OpenDatabase {
+            commit_time: commit_time.clone(),
             database: RwLock::new(Some(Arc::new(database))),
             free_bytes,
         });
@@ -247,7 +295,7 @@ impl Store {
         let writer = Writer {
             jobs: queue,
             committed: committed_tx,
-            shared: shared.clone(),
+            database: database.clone(),
             opener,
             clock: host.crypto.clock.clone(),
             threads: host.threads.clone(),
@@ -263,11 +311,67 @@ impl Store {
             .threads
             .start("store", writer.run())
             .map_err(|source| StoreError::File { path: PathBuf::from("store thread"), source })?;
+        let under = Under::Embedded { jobs, database };
+        let store = Self::over(under, commit_time, limits, host, generation, client_generation);
+        Ok(OpenStore { store, committed, threads: vec![thread] })
+    }
+
+    /// Opens a store that others may share, and starts its workers. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The engine's; and if it was not made ready for this region, or by a newer version.
+    pub fn share(
+        engine: Arc<dyn Engine>,
+        region: &RegionId,
+        limits: &StoreLimits,
+        host: &Host,
+        metrics: &Metrics,
+    ) -> Result<OpenStore, StoreError> {
+        let pen = Pen { engine, bounds: Arc::default(), me: host.crypto.random_number() };
+        let (generation, client_generation) = shared::check(&pen.live(), region)?;
+        let topics = Arc::new(Topics::new());
+        let commit_time = Arc::<CommitTime>::default();
+        // Not bounded by itself: every entry in it holds a part of `in_flight`.
+        let (committed_tx, committed) = mpsc::unbounded_channel();
+        let worker = Worker {
+            topics: topics.clone(),
+            pen: pen.clone(),
+            committed: committed_tx,
+            clock: host.crypto.clock.clone(),
+            threads: host.threads.clone(),
+            metrics: metrics.clone(),
+            region: region.clone(),
+            cached_chats: limits.cached_chats,
+            took: {
+                let commit_time = commit_time.clone();
+                Arc::new(move |time| commit_time.took(time))
+            },
+        };
+        let start = |i| host.threads.start(&format!("store-{i}"), worker.clone().run());
+        let threads: Result<_, _> = (0..limits.workers.max(1)).map(start).collect();
+        let threads = threads.map_err(|source| StoreError::File { path: PathBuf::from("store threads"), source })?;
+        let under = Under::Shared(Arc::new(SharedStore { topics, pen }));
+        let client_generation = Arc::new(AtomicU64::new(client_generation));
+        let store = Self::over(under, commit_time, limits, host, generation, client_generation);
+        Ok(OpenStore { store, committed, threads })
+    }
+
+    fn over(
+        under: Under,
+        commit_time: Arc<CommitTime>,
+        limits: &StoreLimits,
+        host: &Host,
+        generation: u64,
+        client_generation: Arc<AtomicU64>,
+    ) -> Self {
         let in_flight_permits = u32::try_from(limits.in_flight_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         let in_flight = Arc::new(Semaphore::new(in_flight_permits as usize));
-        let store =
-            Self { jobs, shared, host: host.clone(), in_flight, in_flight_permits, generation, client_generation };
-        Ok(OpenStore { store, committed, thread })
+        Self { under, commit_time, host: host.clone(), in_flight, in_flight_permits, generation, client_generation }
+    }
+
+    /// Whether other relays may share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.under, Under::Shared(_))
     }
 
     /// Changes when the store was restored from a backup.
@@ -282,7 +386,7 @@ impl Store {
 
     /// How long a commit took lately, its fsync included, in microseconds.
     pub(crate) fn commit_micros(&self) -> u32 {
-        self.shared.commit_micros.load(Ordering::Relaxed)
+        self.commit_time.0.load(Ordering::Relaxed)
     }
 
     /// Nothing is between its arrival and fan-out.
@@ -295,14 +399,43 @@ impl Store {
         &self,
         write: W,
     ) -> Result<impl Future<Output = Result<W::Output, Refusal>> + Send + use<W>, Refusal> {
+        let topic = write.topic();
         let (job, answer) = job(write);
         let gone = || Refusal::from(Code::ShuttingDown);
-        self.jobs.send(job).await.map_err(|_| gone())?;
+        match &self.under {
+            Under::Embedded { jobs, .. } => jobs.send(job).await.map_err(|_| gone())?,
+            Under::Shared(shared) => shared.topics.queue(topic, job).await?,
+        }
         Ok(async move { answer.await.map_err(|_| gone())? })
     }
 
     async fn write<W: Write>(&self, write: W) -> Result<W::Output, Refusal> {
         self.queue(write).await?.await
+    }
+
+    /// Writes all parts of what concerns several topics, in one commit where there is one.
+    async fn write_parts<T, W: Write>(
+        &self,
+        all: Vec<T>,
+        chat: impl Fn(&T) -> &ChatId,
+        write: impl Fn(Vec<T>) -> W,
+    ) -> Result<(), Refusal> {
+        if !self.is_shared() {
+            return self.write(write(all)).await.map(drop);
+        }
+        let mut parts: BTreeMap<ChatId, Vec<T>> = BTreeMap::new();
+        for one in all {
+            parts.entry(chat(&one).clone()).or_default().push(one);
+        }
+        let mut answers = Vec::new();
+        for part in parts.into_values() {
+            answers.push(self.queue(write(part)).await?);
+        }
+        let mut result = Ok(());
+        for answer in answers {
+            result = result.and(answer.await.map(drop));
+        }
+        result
     }
 
     /// Waits until there is room for `commands`, then queues them and returns the wait for their outcomes, one each in
@@ -323,7 +456,45 @@ impl Store {
         missing: Vec<UserId>,
     ) -> Result<impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<>, Refusal> {
         let in_flight = self.hold(commands.iter().map(Command::cost_bytes).sum()).await?;
-        self.queue(Commands { batch: commands, missing, in_flight }).await
+        let count = commands.len();
+        let mut queued = Vec::new();
+        for (places, batch) in self.parts(commands) {
+            let part = Commands { batch, missing: missing.clone(), in_flight: in_flight.clone() };
+            queued.push((places, self.queue(part).await?));
+        }
+        Ok(async move {
+            let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
+            for (places, answer) in queued {
+                for (place, outcome) in places.into_iter().zip(answer.await?) {
+                    outcomes[place] = Some(outcome);
+                }
+            }
+            outcomes.into_iter().collect::<Option<_>>().ok_or_else(|| Code::Internal.into())
+        })
+    }
+
+    /// Commands as they are written together, with their places among all: all of them, or those of one chat up to a size.
+    fn parts(&self, commands: Vec<Command>) -> Vec<(Vec<usize>, Vec<Command>)> {
+        if !self.is_shared() {
+            return vec![((0..commands.len()).collect(), commands)];
+        }
+        let mut parts: Vec<(Vec<usize>, Vec<Command>)> = Vec::new();
+        let mut current: BTreeMap<ChatId, (usize, usize)> = BTreeMap::new();
+        for (place, command) in commands.into_iter().enumerate() {
+            let bytes = command.cost_bytes();
+            match current.get_mut(&command.stamp.chat) {
+                Some((part, size)) if *size + bytes <= PART_BYTES => {
+                    *size += bytes;
+                    parts[*part].0.push(place);
+                    parts[*part].1.push(command);
+                }
+                _ => {
+                    current.insert(command.stamp.chat.clone(), (parts.len(), bytes));
+                    parts.push((vec![place], vec![command]));
+                }
+            }
+        }
+        parts
     }
 
     /// Waits until so many bytes more may be on their way to fan-out.
@@ -375,7 +546,7 @@ impl Store {
     /// Drops copies that are not what their home has. Clients that connect from now on compare what they have.
     pub(crate) async fn drop_copies(&self, chats: Vec<ChatId>) -> Result<(), Refusal> {
         let comparison = self.host.crypto.random_number();
-        self.write(DropCopies { chats, comparison }).await?;
+        self.write_parts(chats, |chat| chat, |chats| DropCopies { chats, comparison }).await?;
         self.client_generation.store(self.generation ^ comparison, Ordering::Relaxed);
         Ok(())
     }
@@ -390,11 +561,11 @@ impl Store {
     }
 
     pub async fn write_inbox(&self, writes: Vec<InboxWrite>) -> Result<(), Refusal> {
-        self.write(InboxWrites(writes)).await
+        self.write_parts(writes, |write| &write.chat, InboxWrites).await
     }
 
     pub async fn save_progress(&self, progress: Vec<ChatProgress>) -> Result<(), Refusal> {
-        self.write(SaveProgress(progress)).await
+        self.write_parts(progress, |progress| &progress.chat, SaveProgress).await
     }
 
     /// Runs `read` on a snapshot, on a thread where it may block.
@@ -402,10 +573,13 @@ impl Store {
         &self,
         read: impl FnOnce(&Snapshot) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let shared = self.shared.clone();
-        let result = self.host.threads.blocking(move || {
-            let database = shared.database().ok_or(StoreError::Closed)?;
-            read(&Snapshot::new(embedded::Moment::now(&database)?))
+        let under = self.under.clone();
+        let result = self.host.threads.blocking(move || match under {
+            Under::Embedded { database, .. } => {
+                let database = database.database().ok_or(StoreError::Closed)?;
+                read(&Snapshot::new(embedded::Moment::now(&database)?))
+            }
+            Under::Shared(shared) => read(&Snapshot::new(shared.pen.live())),
         });
         match result.await {
             Ok(result) => result,
@@ -416,6 +590,20 @@ impl Store {
         }
     }
 
+    /// As [`Store::read`], once everything is done that follows from what is in the log of `chat`.
+    pub(crate) async fn read_chat<T: Send + 'static>(
+        &self,
+        chat: ChatId,
+        read: impl FnOnce(&Snapshot, &ChatId) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if let Under::Shared(shared) = &self.under
+            && !shared.topics.has(&Topic::Chat(chat.clone()))
+        {
+            self.write(TakeUp(chat.clone())).await.map_err(|_| StoreError::Closed)?;
+        }
+        self.read(move |store| read(store, &chat)).await
+    }
+
     /// A page of a chat's history, as `user` may see it: at most `limit` entries.
     pub async fn history(
         &self,
@@ -424,14 +612,25 @@ impl Store {
         range: Range,
         limit: usize,
     ) -> Result<Result<HistoryPage, Refusal>, StoreError> {
-        self.read(move |store| store.history(&user, &chat, range, limit)).await
+        self.read_chat(chat, move |store, chat| store.history(&user, chat, range, limit)).await
+    }
+
+    /// A page of the chats of a device's user, after `after`: at most `limit`.
+    pub async fn list_chats(
+        &self,
+        device: DeviceId,
+        after: Option<ChatId>,
+        limit: usize,
+    ) -> Result<ChatList, StoreError> {
+        self.read(move |store| store.list_chats(&device, after.as_ref(), limit)).await
     }
 
     /// Copies the store as it is now to a new file, under a new generation.
     pub async fn backup(&self, to: PathBuf) -> Result<(), StoreError> {
-        let (shared, host) = (self.shared.clone(), self.host.clone());
+        let Under::Embedded { database, .. } = &self.under else { return Err(StoreError::NoBackup) };
+        let (database, host) = (database.clone(), self.host.clone());
         let copy = self.host.threads.blocking(move || {
-            let database = shared.database().ok_or(StoreError::Closed)?;
+            let database = database.database().ok_or(StoreError::Closed)?;
             file::copy(&*host.disk, &database, &to, host.crypto.random_number())
         });
         copy.await.unwrap_or(Err(StoreError::Closed))

@@ -11,6 +11,8 @@ mod door;
 mod full_disk;
 mod handover;
 mod herd;
+mod owners;
 mod partition;
 mod restores;
 mod sessions;
+mod stores;

@@ -14,10 +14,13 @@ pub enum Sabotage {
     DropRows,
     /// What was sent to the relay that claims a device counts as taken.
     TrustedClaim,
+    /// The owner of a chat writes its log whatever another has written there.
+    Unfenced,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 5] = [Self::EarlySent, Self::NoDedup, Self::TakenNumber, Self::DropRows, Self::TrustedClaim];
+    pub const ALL: [Self; 6] =
+        [Self::EarlySent, Self::NoDedup, Self::TakenNumber, Self::DropRows, Self::TrustedClaim, Self::Unfenced];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -26,6 +29,7 @@ impl Sabotage {
             Self::TakenNumber => "taken-number",
             Self::DropRows => "drop-rows",
             Self::TrustedClaim => "trusted-claim",
+            Self::Unfenced => "unfenced",
         }
     }
 }

@@ -79,8 +79,7 @@ impl Worker {
         let (store, report) = (self.store.clone(), self.report.clone());
         let (device, epoch) = (link.device.clone(), link.epoch);
         tokio::spawn(async move {
-            let id = chat.clone();
-            let page = store.read(move |store| read(store, &id)).await;
+            let page = store.read_chat(chat.clone(), read).await;
             let page = page.inspect_err(|error| tracing::warn!(%error, %chat, "a log cannot be read")).ok();
             // Nobody hears it if the relay is stopping.
             let _ = report.send(bring(PageRead { device, epoch, chat, page }));

@@ -32,10 +32,11 @@ impl Worker {
     }
 
     async fn recover_chat(&mut self, chat: ChatId) -> Result<(), StoreError> {
-        let mut from = None;
+        let mut from = self.chats.get(&chat).and_then(|fan| fan.fanned).map(Seq::next);
         loop {
-            let (id, start) = (chat.clone(), from);
-            let unsettled = self.store.read(move |store| store.unsettled(&id, start, RECOVER)).await?;
+            let start = from;
+            let read = move |store: &Snapshot, chat: &ChatId| store.unsettled(chat, start, RECOVER);
+            let unsettled = self.store.read_chat(chat.clone(), read).await?;
             let Some((last, _)) = unsettled.entries.last() else {
                 // Settled, but still on the list: saving takes it off.
                 self.chats.entry(chat).or_default().fanned = from.and_then(Seq::prev);
@@ -52,6 +53,20 @@ impl Worker {
                 self.entry(&unsettled.chat, &entry, &recipients);
             }
             self.flush_rows();
+        }
+    }
+
+    /// What is in the log of a chat may be more than was told.
+    pub(super) async fn taken_up(&mut self, chat: ChatId) {
+        if let Err(error) = self.recover_chat(chat.clone()).await {
+            tracing::warn!(%error, %chat, "what a chat's log has cannot be read, and is read later");
+            self.not_taken_up.insert(chat);
+        }
+    }
+
+    pub(super) async fn take_up_the_rest(&mut self) {
+        for chat in std::mem::take(&mut self.not_taken_up) {
+            self.taken_up(chat).await;
         }
     }
 
@@ -89,6 +104,7 @@ impl Worker {
         self.deferred.clear();
         self.rows.clear();
         self.begun.clear();
+        self.not_taken_up.clear();
         self.moves.clear();
         for link in links {
             self.attach(link).await;

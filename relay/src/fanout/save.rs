@@ -2,13 +2,18 @@
 //! write runs goes into the next one.
 
 use crate::store::{ChatProgress, InboxWrite, Store};
+use godwit_wire::Refusal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Row changes asked for and not written yet, above which fan-out takes up no more entries.
 const ROOM: u64 = 65_536;
+
+/// The pause before a shared store is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Everything asked for up to this ticket is durable.
 #[derive(Clone, Copy, Debug)]
@@ -93,21 +98,38 @@ async fn run(
         }
         let count = rows.len() as u64;
         if !rows.is_empty() {
-            match store.write_inbox(rows).await {
-                Ok(()) => {
-                    if let Some(ticket) = ticket {
-                        saved(Saved { ticket });
-                    }
-                }
+            let written = until_written(&store, &queue, rows, Store::write_inbox).await;
+            match (written, ticket) {
+                (Ok(()), Some(ticket)) => saved(Saved { ticket }),
+                (Ok(()), None) => {}
                 // What was not written stays unsettled, and is taken up again when the store is open anew.
-                Err(refusal) => tracing::warn!(%refusal, count, "inbox rows were not written"),
+                (Err(refusal), _) => tracing::warn!(%refusal, count, "inbox rows were not written"),
             }
         }
         if !progress.is_empty()
-            && let Err(refusal) = store.save_progress(progress).await
+            && let Err(refusal) = until_written(&store, &queue, progress, Store::save_progress).await
         {
             tracing::warn!(%refusal, "progress was not saved");
         }
         waiting.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+/// Writes until it is written. A store of redb says when it was opened anew, and everything is taken up again then; a
+/// shared one may have written some and not the rest, so all of it is tried again: twice is once.
+async fn until_written<'a, T: Clone, F: Future<Output = Result<(), Refusal>>>(
+    store: &'a Store,
+    queue: &mpsc::UnboundedReceiver<Job>,
+    what: T,
+    write: impl Fn(&'a Store, T) -> F,
+) -> Result<(), Refusal> {
+    loop {
+        match write(store, what.clone()).await {
+            Err(refusal) if store.is_shared() && !queue.is_closed() => {
+                tracing::debug!(%refusal, "what fan-out did is saved again");
+                tokio::time::sleep(AGAIN).await;
+            }
+            written => return written,
+        }
     }
 }

@@ -7,6 +7,7 @@
 use super::StoreError;
 use super::keys::{Key, Parts, Span};
 use super::rows::{Records, RecordsMut, Rows, RowsMut};
+use super::shared::Topic;
 use super::tables::{BLOB_HOLDS, BLOB_MANIFESTS, BLOB_PARTS, BLOB_REFS, BLOB_USAGE, BLOBS, PARTICIPANTS};
 use super::writer::{Batch, Write};
 use super::{Snapshot, Store};
@@ -104,6 +105,10 @@ pub(super) struct BeginBlob {
 impl Write for BeginBlob {
     type Output = Result<(), Refusal>;
 
+    fn topic(&self) -> Topic {
+        Topic::Blobs
+    }
+
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
         let key = Key::new().chat(&self.chat).user(&self.user).bytes();
         let row = batch.rows.get(PARTICIPANTS, &key)?;
@@ -168,6 +173,10 @@ impl Write for ChangeBlob {
     type Output = Option<Blob>;
     // Removing must go on while the disk is full, and is what makes room.
     const NEEDS_SPACE: bool = false;
+
+    fn topic(&self) -> Topic {
+        Topic::Blobs
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Option<Blob>, StoreError> {
         let key = Key::new().blob(self.hash).bytes();

@@ -3,6 +3,7 @@
 use super::blobs;
 use super::keys::{self, Key};
 use super::rows::{Records, RecordsMut, Rows, RowsMut};
+use super::shared::Topic;
 use super::tables::{
     BASES, CHATS, CURSORS, ChatRow, CursorRow, DEVICES, DIRTY, LOG, NUMBERS, NumberRow, PARTICIPANTS, USER_CHATS,
 };
@@ -88,6 +89,11 @@ impl ChatCache {
 
     pub(super) fn forget(&mut self, chat: &ChatId) {
         self.states.remove(chat);
+    }
+
+    /// Gives the state of `chat` away.
+    pub(super) fn take(&mut self, chat: &ChatId) -> Option<ChatState> {
+        self.states.remove(chat)
     }
 
     pub(super) fn clear(&mut self) {
@@ -267,6 +273,14 @@ pub(super) struct Commands {
 
 impl Write for Commands {
     type Output = Vec<Outcome>;
+
+    fn topic(&self) -> Topic {
+        self.batch.first().map_or(Topic::Region, |command| Topic::Chat(command.stamp.chat.clone()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.iter().map(Command::cost_bytes).sum()
+    }
 
     fn commands(&self) -> usize {
         self.batch.len()

@@ -3,6 +3,7 @@
 use super::StoreError;
 use super::keys::Key;
 use super::rows::{Records, RecordsMut};
+use super::shared::Topic;
 use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, WATERMARKS, Watermark};
 use super::writer::{Batch, Write};
 use godwit_core::inbox::InboxRow;
@@ -33,7 +34,12 @@ pub(super) struct InboxWrites(pub(super) Vec<InboxWrite>);
 
 impl Write for InboxWrites {
     type Output = ();
+    const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
+
+    fn topic(&self) -> Topic {
+        self.0.first().map_or(Topic::Region, |write| Topic::Chat(write.chat.clone()))
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for write in &self.0 {
@@ -85,7 +91,12 @@ pub(super) struct SaveProgress(pub(super) Vec<ChatProgress>);
 
 impl Write for SaveProgress {
     type Output = ();
+    const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
+
+    fn topic(&self) -> Topic {
+        self.0.first().map_or(Topic::Region, |progress| Topic::Chat(progress.chat.clone()))
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for progress in &self.0 {
@@ -107,8 +118,8 @@ impl Write for SaveProgress {
             batch.rows.put(CURSORS, &key, &cursor)?;
             if let Some(state) = batch.chats.get(batch.rows, &progress.chat)?
                 && cursor.settled == Some(state.chat.head)
+                && std::mem::take(&mut state.dirty)
             {
-                state.dirty = false;
                 batch.rows.delete(DIRTY, &key)?;
             }
         }

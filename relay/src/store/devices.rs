@@ -3,6 +3,7 @@
 use super::chats::last_entry;
 use super::keys::{Key, Parts, Span};
 use super::rows::{Records, RecordsMut, RowsMut};
+use super::shared::Topic;
 use super::tables::{DEVICES, INBOX, PARTICIPANTS, REVOCATIONS, Record, TOKENS, Table, USER_CHATS};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError};
@@ -41,6 +42,10 @@ impl fmt::Debug for Enrol {
 
 impl Write for Enrol {
     type Output = Result<Issued, Refusal>;
+
+    fn topic(&self) -> Topic {
+        Topic::User(self.device.user())
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
         let token = Key::new().number(self.forget_at.0).text(&self.jti).bytes();
@@ -111,6 +116,10 @@ impl Write for Renewed {
     /// Whether the device still has this enrolment.
     type Output = bool;
 
+    fn topic(&self) -> Topic {
+        Topic::User(self.device.user())
+    }
+
     fn apply(&self, batch: &mut Batch<'_>) -> Result<bool, StoreError> {
         let key = Key::new().device(&self.device).bytes();
         let Some(mut record) = batch.rows.get(DEVICES, &key)? else { return Ok(false) };
@@ -133,6 +142,10 @@ impl Write for Revoke {
     /// Whether there is such a device.
     type Output = bool;
     const NEEDS_SPACE: bool = false;
+
+    fn topic(&self) -> Topic {
+        Topic::User(self.device.user())
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<bool, StoreError> {
         let key = Key::new().device(&self.device).bytes();
@@ -162,6 +175,11 @@ pub(super) struct NoteRevocations(pub(super) Vec<Revocation>);
 impl Write for NoteRevocations {
     type Output = ();
     const NEEDS_SPACE: bool = false;
+    const IS_LOOSE: bool = true;
+
+    fn topic(&self) -> Topic {
+        Topic::Region
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         self.0.iter().try_for_each(|revocation| shut_out(batch, revocation))
@@ -177,6 +195,11 @@ pub(super) struct Seen {
 impl Write for Seen {
     type Output = ();
     const NEEDS_SPACE: bool = false;
+    const IS_LOOSE: bool = true;
+
+    fn topic(&self) -> Topic {
+        Topic::User(self.device.user())
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         let key = Key::new().device(&self.device).bytes();

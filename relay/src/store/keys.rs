@@ -132,6 +132,10 @@ impl Span {
         Self { end, ..Self::ALL }
     }
 
+    pub(super) fn holds(&self, key: &[u8]) -> bool {
+        self.start.as_slice() <= key && (self.end.is_empty() || key < self.end.as_slice())
+    }
+
     pub(super) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
         let end = if self.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(self.end.as_slice()) };
         (Bound::Included(self.start.as_slice()), end)

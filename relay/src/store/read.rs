@@ -1,7 +1,6 @@
 //! Reads, on a snapshot beside the writer.
 
 use super::chats::{last_entry, participants};
-use super::embedded::Moment;
 use super::keys::{self, Key, Parts, Span};
 use super::rows::{Order, Records, Rows, decode};
 use super::tables::{
@@ -20,9 +19,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// What the store held at one moment.
+/// What the store held at one moment; of a shared store, what it holds.
 pub(crate) struct Snapshot {
-    now: Moment,
+    now: Box<dyn Rows + Send>,
 }
 
 /// A stretch of a chat's log as one user may see it.
@@ -64,12 +63,12 @@ pub(crate) struct Unsettled {
 }
 
 impl Snapshot {
-    pub(super) fn new(now: Moment) -> Self {
-        Self { now }
+    pub(super) fn new(now: impl Rows + Send + 'static) -> Self {
+        Self { now: Box::new(now) }
     }
 
     pub(super) fn rows(&self) -> &dyn Rows {
-        &self.now
+        &*self.now
     }
 
     pub(crate) fn device(&self, device: &DeviceId) -> Result<Option<Device>, StoreError> {

@@ -10,6 +10,7 @@
 use super::chats::{ChatState, participants, project};
 use super::keys::{self, Key};
 use super::rows::RecordsMut;
+use super::shared::Topic;
 use super::tables::{BASES, CHATS, ChatRow, DIRTY, LOG, PARTICIPANTS, USER_CHATS};
 use super::writer::{Batch, Write};
 use super::{Committed, InFlight, StoreError};
@@ -54,6 +55,15 @@ pub(super) struct Replicate {
 
 impl Write for Replicate {
     type Output = Replicated;
+
+    fn topic(&self) -> Topic {
+        Topic::Chat(self.chat.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        let content: u64 = self.entries.iter().map(|entry| Entry::content_bytes(&entry.body)).sum();
+        self.entries.len() * size_of::<Entry>() + usize::try_from(content).unwrap_or(usize::MAX)
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Replicated, StoreError> {
         let mut head = batch.chats.get(batch.rows, &self.chat)?.map(|state| state.chat.head);

@@ -4,6 +4,7 @@ use super::chats::participants;
 use super::keys::{Key, Parts};
 use super::read::Snapshot;
 use super::rows::{Order, Records, RecordsMut, decode};
+use super::shared::Topic;
 use super::tables::{BASES, CHATS, CURSORS, DIRTY, INBOX, LOG, PARTICIPANTS, USER_CHATS, WATERMARKS};
 use super::writer::{Batch, Write};
 use super::{Committed, StoreError, meta};
@@ -121,6 +122,11 @@ pub(super) struct DropCopies {
 impl Write for DropCopies {
     type Output = ();
     const NEEDS_SPACE: bool = false;
+    const IS_LOOSE: bool = true;
+
+    fn topic(&self) -> Topic {
+        self.chats.first().map_or(Topic::Region, |chat| Topic::Chat(chat.clone()))
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for chat in &self.chats {
@@ -161,6 +167,11 @@ pub(super) struct NoteMet {
 impl Write for NoteMet {
     type Output = ();
     const NEEDS_SPACE: bool = false;
+    const IS_LOOSE: bool = true;
+
+    fn topic(&self) -> Topic {
+        Topic::Region
+    }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         let Met { own, theirs } = self.met;

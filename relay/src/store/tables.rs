@@ -12,8 +12,8 @@ use godwit_wire::{MessageId, Seq, UnixMillis, UserId};
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
 
-/// Which table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Which table. Their order is for ever: they are written by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) enum TableId {
     Log,
     Chats,

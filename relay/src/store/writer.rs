@@ -8,7 +8,8 @@
 use super::chats::ChatCache;
 use super::embedded::Transaction;
 use super::rows::RowsMut;
-use super::{Committed, Opener, Shared, StoreError};
+use super::shared::Topic;
+use super::{Committed, OpenDatabase, Opener, StoreError};
 use crate::host::Threads;
 use crate::metrics::Metrics;
 use godwit_core::sabotage::{self, Sabotage};
@@ -42,9 +43,18 @@ pub(super) trait Write: Send + 'static {
     type Output: Send;
     /// Refused while free space is below the reserve. What frees space, or lets a device acknowledge, must go on.
     const NEEDS_SPACE: bool = true;
+    /// On a shared store: it needs no fence, since each row that it changes means the same without the others, and
+    /// whoever writes it twice, or over what somebody else wrote, writes what is so.
+    const IS_LOOSE: bool = false;
+    /// On a shared store: which writes it comes before or after.
+    fn topic(&self) -> Topic;
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError>;
     /// Numbered requests in it, for the metric.
     fn commands(&self) -> usize {
+        0
+    }
+    /// What it adds to a log, about.
+    fn bytes(&self) -> usize {
         0
     }
 }
@@ -55,7 +65,9 @@ pub(super) trait Job: Send {
     fn finish(self: Box<Self>);
     fn fail(self: Box<Self>, refusal: Refusal);
     fn needs_space(&self) -> bool;
+    fn is_loose(&self) -> bool;
     fn commands(&self) -> usize;
+    fn bytes(&self) -> usize;
 }
 
 struct Pending<W: Write> {
@@ -85,8 +97,16 @@ impl<W: Write> Job for Pending<W> {
         W::NEEDS_SPACE
     }
 
+    fn is_loose(&self) -> bool {
+        W::IS_LOOSE
+    }
+
     fn commands(&self) -> usize {
         self.write.commands()
+    }
+
+    fn bytes(&self) -> usize {
+        self.write.bytes()
     }
 }
 
@@ -98,14 +118,14 @@ pub(super) fn job<W: Write>(write: W) -> (Box<dyn Job>, Answer<W::Output>) {
     (Box::new(Pending { write, output: None, reply }), answer)
 }
 
-fn unavailable() -> Refusal {
+pub(super) fn unavailable() -> Refusal {
     Refusal::retry(Code::Unavailable, RETRY_AFTER)
 }
 
 pub(super) struct Writer {
     pub(super) jobs: mpsc::Receiver<Box<dyn Job>>,
     pub(super) committed: mpsc::UnboundedSender<Committed>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) database: Arc<OpenDatabase>,
     pub(super) opener: Opener,
     pub(super) clock: Clock,
     pub(super) threads: Threads,
@@ -134,7 +154,7 @@ impl Writer {
             }
             self.run_batch(&mut batch).await;
         }
-        self.shared.close();
+        self.database.close();
     }
 
     /// Waits for a write; none once nobody can ask for one. A store that is closed is opened anew meanwhile, asked or
@@ -198,7 +218,7 @@ impl Writer {
             Ok(Ok(committed)) => {
                 self.metrics.commits.inc();
                 self.metrics.commit_latency.observe(started.elapsed().as_secs_f64());
-                self.shared.committed_in(started.elapsed());
+                self.database.commit_time.took(started.elapsed());
                 let commands: usize = jobs.iter().map(|job| job.commands()).sum();
                 if commands > 0 {
                     #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]
@@ -256,7 +276,7 @@ impl Writer {
     }
 
     fn database(&mut self) -> Option<Arc<Database>> {
-        if let Some(db) = self.shared.database() {
+        if let Some(db) = self.database.database() {
             return Some(db);
         }
         let now = Instant::now();
@@ -267,7 +287,7 @@ impl Writer {
             Ok(db) => {
                 tracing::warn!("the store was opened anew");
                 self.reopen_at = None;
-                let db = self.shared.open(db);
+                let db = self.database.open(db);
                 self.metrics.fanout_backlog.inc();
                 let _ = self.committed.send(Committed::Reopened);
                 Some(db)
@@ -283,7 +303,7 @@ impl Writer {
     fn broken(&mut self, error: &StoreError) {
         tracing::error!(%error, "a commit failed; the store is opened anew");
         self.metrics.commit_failures.inc();
-        self.shared.close();
+        self.database.close();
         self.reopen_at = None;
     }
 
@@ -295,7 +315,7 @@ impl Writer {
         {
             return enough;
         }
-        let enough = self.shared.free_bytes().is_none_or(|free| free >= self.reserve_bytes);
+        let enough = self.database.free_bytes().is_none_or(|free| free >= self.reserve_bytes);
         let before = self.free_space.is_none_or(|(_, before)| before);
         if before != enough {
             if enough {
@@ -315,7 +335,7 @@ enum Attempt {
     Panicked,
 }
 
-fn fail_all(jobs: Vec<Box<dyn Job>>, refusal: &Refusal) {
+pub(super) fn fail_all(jobs: Vec<Box<dyn Job>>, refusal: &Refusal) {
     for job in jobs {
         job.fail(refusal.clone());
     }

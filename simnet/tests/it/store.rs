@@ -1,4 +1,4 @@
-//! The store, whatever engine is under it: outcomes that stay, over restarts and failing disks.
+//! A store of redb on disks that fail.
 
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::tls::Crypto;
@@ -54,16 +54,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Stops in order and starts again.
-    async fn restart(&mut self) -> Result<()> {
-        self.down().await?;
-        self.up()
-    }
-
     async fn down(&mut self) -> Result<()> {
-        let OpenStore { store, committed, thread } = self.open.take().context("open")?;
+        let OpenStore { store, committed, threads } = self.open.take().context("open")?;
         drop((store, committed));
-        ensure!(thread.ended().await, "the writer panicked");
+        for thread in threads {
+            ensure!(thread.ended().await, "the writer panicked");
+        }
         Ok(())
     }
 
@@ -141,90 +137,6 @@ fn sent(outcome: &Outcome) -> Result<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn outcomes_stay_however_old_and_over_restarts() -> Result<()> {
-    let mut bench = Bench::new().await?;
-    let mut commands = vec![create()];
-    commands.extend((2..=900).map(|n| send("alice", n)));
-    let first = bench.run(commands.clone()).await?;
-    for (i, outcome) in first.iter().enumerate() {
-        ensure!(sent(outcome)? == i as u64 + 1, "gapless");
-    }
-    for _ in 0..2 {
-        // All of them again, one by one and together: the same outcomes, and nothing new in the log.
-        for n in [1, 2, 255, 256, 257, 511, 700, 899, 900] {
-            ensure!(bench.one(commands[n - 1].clone()).await? == first[n - 1], "number {n}");
-        }
-        ensure!(bench.run(commands.clone()).await? == first, "all again");
-        ensure!(bench.log().await?.len() == 900, "nothing doubled");
-        bench.restart().await?;
-    }
-    ensure!(sent(&bench.one(send("alice", 901)).await?)? == 901, "and it goes on");
-    Ok(())
-}
-
-/// A device that was enrolled anew numbers anew what it does not know to be sent.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_sent_under_an_earlier_enrolment_is_the_same_message() -> Result<()> {
-    let mut bench = Bench::new().await?;
-    bench.one(create()).await?;
-    let earlier = bench.run((2..=600).map(|n| send("alice", n)).collect()).await?;
-    // It knows that 2..=400 were sent.
-    let anew = |n: u64| {
-        let mut command = send("alice", n + 400);
-        (command.sender.enrolment, command.stamp.n) = (2, n);
-        command.stamp.previous = command.stamp.previous.filter(|_| n > 1);
-        command
-    };
-    let again: Vec<Command> = (1..=250).map(anew).collect();
-    for run in 0..3 {
-        let outcomes = bench.run(again.clone()).await?;
-        ensure!(outcomes[..200] == earlier[399..], "run {run}: those that were sent");
-        for (i, outcome) in outcomes[200..].iter().enumerate() {
-            ensure!(sent(outcome)? == 601 + i as u64, "run {run}: and those that were not");
-        }
-        ensure!(bench.log().await?.len() == 650, "run {run}: nothing doubled");
-        bench.restart().await?;
-    }
-    // What is late of the earlier enrolment is the same as well.
-    let mut late = anew(240);
-    (late.sender.enrolment, late.stamp.n, late.stamp.previous) = (1, 601, None);
-    bench.one(anew(251)).await?;
-    ensure!(sent(&bench.one(late).await?)? == 640, "as it was sent under the later one");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_void_stays_void_until_the_device_has_heard_of_it() -> Result<()> {
-    let mut bench = Bench::new().await?;
-    bench.one(create()).await?;
-    let big = command("alice", 2, Action::Send { content: Content(vec![0; 70_000].into()), blobs: Vec::new() });
-    let refused = bench.one(big.clone()).await?;
-    ensure!(matches!(&refused, Outcome::Refused(r) if r.code == Code::TooLarge), "{refused:?}");
-    ensure!(sent(&bench.one(send("alice", 3)).await?)? == 2, "voids take no seq");
-    bench.restart().await?;
-    ensure!(bench.one(big.clone()).await? == refused, "the same after a restart");
-    // "I wait for nothing below 4": the void is forgotten, and its number is not free again.
-    let mut next = send("alice", 4);
-    next.stamp.oldest = 4;
-    ensure!(sent(&bench.one(next).await?)? == 3, "next");
-    let Outcome::Refused(refusal) = bench.one(big).await? else { bail!("a decided number was taken again") };
-    ensure!(refusal.code == Code::NumberTaken && refusal.next == Some(5), "{refusal:?}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_number_waits_for_the_one_before_it() -> Result<()> {
-    let bench = Bench::new().await?;
-    bench.one(create()).await?;
-    let Outcome::Refused(refusal) = bench.one(send("alice", 4)).await? else { bail!("out of order") };
-    ensure!(refusal.code == Code::OutOfOrder && refusal.next == Some(2), "{refusal:?}");
-    for n in 2..=4 {
-        ensure!(sent(&bench.one(send("alice", n)).await?)? == n, "in order");
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_answers_unavailable_and_a_retry_is_the_same_message() -> Result<()> {
     let bench = Bench::new().await?;
     bench.one(create()).await?;
@@ -283,28 +195,6 @@ async fn below_the_reserve_sends_are_refused_and_acknowledging_goes_on() -> Resu
     ensure!(!bench.log().await?.is_empty(), "reading");
     bench.full.store(false, Ordering::Relaxed);
     ensure!(sent(&bench.eventually(&send("alice", n)).await?)? == n, "when space returns");
-    Ok(())
-}
-
-/// A write that panics harms nobody but itself.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_panics_is_answered_internal_and_the_others_run() -> Result<()> {
-    let bench = Bench::new().await?;
-    bench.one(create()).await?;
-    for n in 2..=20 {
-        let store = bench.store();
-        let culprit = tokio::spawn(async move {
-            let id = "carol@eu/phone".parse().expect("a device id");
-            store.enrol(id, format!("t{n}"), UnixMillis(u64::MAX), |_| panic!("on purpose")).await
-        });
-        let sending = [send("alice", n)].map(|command| bench.one(command));
-        for outcome in sending {
-            ensure!(sent(&outcome.await?)? == n, "sent all the same");
-        }
-        let refusal = culprit.await?.expect_err("enrolled by a panic");
-        ensure!(refusal.code == Code::Internal, "{refusal:?}");
-    }
-    ensure!(bench.log().await?.len() == 20, "each once");
     Ok(())
 }
 
