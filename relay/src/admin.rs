@@ -95,6 +95,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Answer {
     let now = admin.edge.clock.now();
     let mut totals_at = admin.totals_at.lock().await;
     if let Some(owner) = &admin.edge.router.owner
+        // Of a shared one, reading all rows would be dear, and each relay would.
+        && !owner.store.is_shared()
         && totals_at.is_none_or(|at| at.elapsed() >= TOTALS_AGE)
     {
         match owner.store.read(Snapshot::inbox_totals).await {

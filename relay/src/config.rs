@@ -16,7 +16,11 @@ use crate::edge::{AdmissionConfig, Rate, UserRates};
 use crate::fanout::FanoutConfig;
 use crate::outbox::OutboxLimits;
 use crate::store::StoreLimits;
+#[cfg(feature = "dynamodb")]
+use crate::store::shared::dynamo::Tables;
 use godwit_core::blob::BlobLimits;
+#[cfg(feature = "dynamodb")]
+use godwit_wire::RegionId;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,6 +44,7 @@ pub struct Config {
     #[serde(deserialize_with = "values::log_filter")]
     pub log: String,
     pub store: StoreSection,
+    pub dynamodb: DynamodbSection,
     pub attachments: AttachmentsSection,
     pub s3: S3Section,
     pub delivery: DeliverySection,
@@ -100,6 +105,9 @@ pub enum PresenceScope {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreSection {
+    /// `redb`: a file in `data`; one relay of the region holds it. `dynamodb`: tables that the region's relays share, see
+    /// `[dynamodb]`.
+    pub engine: StoreEngine,
     /// Memory for pages of the store's file.
     pub cache: Size<{ 1 << 20 }>,
     /// Memory of requests between their arrival and fan-out.
@@ -108,6 +116,45 @@ pub struct StoreSection {
     pub cached_chats: Count<1, 100_000_000>,
     /// Free disk space below which sends are refused, so that acknowledging and deleting go on.
     pub reserve: Size<0>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreEngine {
+    #[default]
+    Redb,
+    Dynamodb,
+}
+
+/// Where the region's store is, if it is shared. Credentials come from the standard chain of AWS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DynamodbSection {
+    /// Before each table's name, which goes on with the region's and a hyphen: `godwit-eu-log`.
+    pub prefix: String,
+    /// `us-east-1` and so on.
+    pub region: Option<String>,
+    /// Of a server other than AWS's, such as `http://127.0.0.1:8000`.
+    #[serde(deserialize_with = "values::url")]
+    pub endpoint: Option<String>,
+    /// Chats that are written at a time.
+    pub writers: Count<1, 1024>,
+}
+
+impl Default for DynamodbSection {
+    fn default() -> Self {
+        let writers = Count::of(StoreLimits::default().workers as u64);
+        Self { prefix: "godwit-".to_owned(), region: None, endpoint: None, writers }
+    }
+}
+
+#[cfg(feature = "dynamodb")]
+impl DynamodbSection {
+    /// The tables of a region.
+    pub fn tables(&self, of: &RegionId) -> Tables {
+        let Self { prefix, region, endpoint, .. } = self.clone();
+        Tables { prefix: format!("{prefix}{of}-"), region, endpoint }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +274,7 @@ impl Default for Config {
             data: PathBuf::from("data"),
             log: "info".to_owned(),
             store: StoreSection::default(),
+            dynamodb: DynamodbSection::default(),
             attachments: AttachmentsSection::default(),
             s3: S3Section::default(),
             delivery: DeliverySection::default(),
@@ -258,6 +306,7 @@ impl Default for StoreSection {
     fn default() -> Self {
         let parts = StoreLimits::default();
         Self {
+            engine: StoreEngine::default(),
             cache: Size::of(256 << 20),
             in_flight: Size::of(parts.in_flight_bytes as u64),
             cached_chats: Count::of(parts.cached_chats as u64),
@@ -346,7 +395,7 @@ impl Config {
             in_flight_bytes: self.store.in_flight.bytes(),
             cached_chats: self.store.cached_chats.count(),
             reserve_bytes: self.store.reserve.bytes() as u64,
-            ..StoreLimits::default()
+            workers: self.dynamodb.writers.count(),
         }
     }
 

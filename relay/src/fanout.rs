@@ -68,8 +68,10 @@ const TICK: Duration = Duration::from_millis(100);
 const RESCAN_TICKS: u64 = 10;
 /// And who is connected is compared with the registry.
 const RECONCILE_TICKS: u64 = 300;
-/// A chat of which nothing is open leaves memory after this.
+/// A chat of which nothing is open leaves memory after this, and how far it got is saved.
 const IDLE_MILLIS: u64 = 1_000;
+/// On a shared store, where each row that is saved costs as much as a message.
+const SHARED_IDLE_MILLIS: u64 = 5_000;
 /// Progress of a busy chat is saved when it is this many entries behind.
 const SAVE_LAG: u64 = 256;
 /// How often a store that is being opened anew is asked again.
@@ -531,14 +533,15 @@ impl Worker {
         }
         self.take_up_the_rest().await;
         self.flush_moves();
+        let idle = if self.store.is_shared() { SHARED_IDLE_MILLIS } else { IDLE_MILLIS };
         self.save_progress(|fan| {
-            fan.lag() >= SAVE_LAG || (fan.is_settled() && now.saturating_sub(fan.active_millis) >= IDLE_MILLIS)
+            fan.lag() >= SAVE_LAG || (fan.is_settled() && now.saturating_sub(fan.active_millis) >= idle)
         });
         self.chats.retain(|_, fan| {
             fan.loaded == Loaded::Asked
                 || fan.is_owed()
                 || !fan.is_settled()
-                || now.saturating_sub(fan.active_millis) < 2 * IDLE_MILLIS
+                || now.saturating_sub(fan.active_millis) < 2 * idle
                 || fan.lag() > 0
         });
         self.forget_idle_users();

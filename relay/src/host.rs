@@ -15,6 +15,7 @@ pub use disk::{Disk, SystemDisk};
 pub use threads::{Thread, Threads};
 
 use crate::quic::endpoint;
+use crate::store::shared::engine::Engine;
 use godwit_certs::tls::Crypto;
 use quinn::{AsyncUdpSocket, Runtime};
 use std::fmt;
@@ -53,6 +54,8 @@ pub struct Host {
     pub network: Arc<dyn Network>,
     pub disk: Arc<dyn Disk>,
     pub threads: Threads,
+    /// The shared store of the region where it is not reached as the configuration says: in a simulation.
+    pub shared: Option<Arc<dyn Engine>>,
 }
 
 impl Host {
@@ -63,6 +66,7 @@ impl Host {
             network: Arc::new(SystemNetwork),
             disk: Arc::new(SystemDisk),
             threads: Threads::System,
+            shared: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::blobs::files::{self, Files};
 #[cfg(feature = "s3")]
 use crate::blobs::s3::S3;
 use crate::cluster::{self, Cluster};
-use crate::config::{BlobStoreKind, Config, Role, S3Section};
+use crate::config::{BlobStoreKind, Config, Role, S3Section, StoreEngine};
 use crate::edge::{self, Edge, EdgeParts, Registry, UserLimits, drain};
 use crate::fanout::Worker;
 use crate::host::{Host, Thread};
@@ -18,6 +18,9 @@ use crate::peers::{self, ALPN_PEER, Peers};
 use crate::quic::endpoint;
 use crate::revocations::{self, Revocations};
 use crate::router::Router;
+#[cfg(feature = "dynamodb")]
+use crate::store::shared::dynamo::Dynamo;
+use crate::store::shared::engine::Engine;
 use crate::store::{Committed, OpenStore, Store, StoreError, file};
 use arc_swap::ArcSwap;
 use godwit_certs::authority::Credential;
@@ -64,6 +67,8 @@ pub enum StartError {
     Folder { path: PathBuf, source: io::Error },
     #[error("attachments: {0}")]
     Attachments(&'static str),
+    #[error("store: {0}")]
+    Engine(&'static str),
 }
 
 /// A relay that runs.
@@ -106,14 +111,11 @@ impl Home {
         registry: &Arc<Registry>,
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
-        let path = config.data.join(file::NAME);
-        let opener = file::opener(host.disk.clone(), path, id.region(), config.store.cache.bytes());
-        file::begin_run(&*host.disk, &opener()?, &config.data, host.crypto.random_number())?;
-        let (disk, data) = (host.disk.clone(), config.data.clone());
-        let free = Box::new(move || disk.free_bytes(&data));
+        let OpenStore { store, committed, threads } = match config.store.engine {
+            StoreEngine::Redb => file(config, host, id.region(), metrics)?,
+            StoreEngine::Dynamodb => shared(config, host, id.region(), metrics).await?,
+        };
         let clock = host.crypto.clock.clone();
-        let OpenStore { store, committed, threads } =
-            Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?;
         let attachments = attachments(config, host, id.region(), &store, metrics).await?;
         let (registry, metrics) = (registry.clone(), metrics.clone());
         let (mut worker, fanout) =
@@ -123,6 +125,36 @@ impl Home {
         let owner = Owner { region, store, fanout, attachments, identity, clock, meeting: Arc::default() };
         Ok(Self { owner, worker: (worker, committed), threads })
     }
+}
+
+/// The store of a region that one relay holds.
+fn file(config: &Config, host: &Host, region: RegionId, metrics: &Metrics) -> Result<OpenStore, StartError> {
+    let path = config.data.join(file::NAME);
+    let opener = file::opener(host.disk.clone(), path, region, config.store.cache.bytes());
+    file::begin_run(&*host.disk, &opener()?, &config.data, host.crypto.random_number())?;
+    let (disk, data) = (host.disk.clone(), config.data.clone());
+    let free = Box::new(move || disk.free_bytes(&data));
+    Ok(Store::open(opener, Some(free), &config.store_limits(), host, metrics.clone())?)
+}
+
+/// The store that a region's relays share.
+async fn shared(config: &Config, host: &Host, region: RegionId, metrics: &Metrics) -> Result<OpenStore, StartError> {
+    let engine = match host.shared.clone() {
+        Some(engine) => engine,
+        None => dynamo(config, &region).await?,
+    };
+    Ok(Store::share(engine, &region, &config.store_limits(), host, metrics).await?)
+}
+
+#[cfg(feature = "dynamodb")]
+async fn dynamo(config: &Config, region: &RegionId) -> Result<Arc<dyn Engine>, StartError> {
+    // Large, and done once.
+    Ok(Arc::new(Box::pin(Dynamo::new(config.dynamodb.tables(region))).await))
+}
+
+#[cfg(not(feature = "dynamodb"))]
+fn dynamo(_: &Config, _: &RegionId) -> std::future::Ready<Result<Arc<dyn Engine>, StartError>> {
+    std::future::ready(Err(StartError::Engine("store.engine is dynamodb, and this build has no DynamoDB")))
 }
 
 #[cfg(feature = "s3")]

@@ -13,9 +13,11 @@
 //! - [`blobs`]: which attachments are stored, and who refers to them
 //! - [`read`]: history, chat lists, what fan-out resumes from
 //! - [`file`]: opening, checking and copying redb's file
+//! - [`check`]: what must hold of a store's chats
 
 mod blobs;
 mod chats;
+pub mod check;
 mod delivery;
 mod devices;
 mod embedded;
@@ -320,7 +322,7 @@ impl Store {
     ///
     /// # Errors
     /// The engine's; and if it was not made ready for this region, or by a newer version.
-    pub fn share(
+    pub async fn share(
         engine: Arc<dyn Engine>,
         region: &RegionId,
         limits: &StoreLimits,
@@ -328,7 +330,8 @@ impl Store {
         metrics: &Metrics,
     ) -> Result<OpenStore, StoreError> {
         let pen = Pen { engine, bounds: Arc::default(), me: host.crypto.random_number() };
-        let (generation, client_generation) = shared::check(&pen.live(), region)?;
+        let checked = shared::checked(pen.engine.clone(), region, &host.threads).await;
+        let (generation, client_generation) = checked?;
         let topics = Arc::new(Topics::new());
         let commit_time = Arc::<CommitTime>::default();
         // Not bounded by itself: every entry in it holds a part of `in_flight`.

@@ -5,7 +5,6 @@ use crate::stores::bench::*;
 use anyhow::{Context, Result, bail, ensure};
 use godwit_core::{Action, Command, Outcome};
 use godwit_relay::store::shared::engine::Engine;
-use godwit_relay::store::shared::init;
 use godwit_relay::store::shared::memory::{Fate, Memory, Weather};
 use godwit_relay::store::{Committed, OpenStore, Store};
 use godwit_wire::entry::{Change, LogEntry};
@@ -29,10 +28,18 @@ fn bad_weather(seed: u64) -> Weather {
     })
 }
 
-/// One more relay of the region, which tries until the store lets it read.
-fn open_in_bad_weather(calm: &Memory, seed: u64) -> Result<OpenStore> {
-    let engine = Arc::new(calm.seen_under(bad_weather(seed)));
-    (0..20).find_map(|_| open_shared(engine.clone()).ok()).context("it cannot be opened")
+/// Relays of the region, each of which tries until the store lets it read.
+async fn open_in_bad_weather(calm: &Memory, seed: u64, relays: u64) -> Result<Vec<OpenStore>> {
+    let mut open = Vec::new();
+    for i in 0..relays {
+        let engine = Arc::new(calm.seen_under(bad_weather(seed + i)));
+        open.push(loop {
+            if let Ok(store) = open_shared(engine.clone()).await {
+                break store;
+            }
+        });
+    }
+    Ok(open)
 }
 
 /// Everybody is enrolled, and alice's chat with bob is there.
@@ -59,7 +66,7 @@ async fn relays_that_all_hold_themselves_for_the_owner_write_one_log() -> Result
         let seed = fastrand::u64(..);
         let calm = Memory::default();
         begun(Arc::new(calm.clone())).await?;
-        let relays = (0..3).map(|i| open_in_bad_weather(&calm, seed + i)).collect::<Result<Vec<OpenStore>>>()?;
+        let relays = open_in_bad_weather(&calm, seed, 3).await?;
         let told: Arc<Mutex<BTreeMap<MessageId, Seq>>> = Arc::default();
         let mut sending = tokio::task::JoinSet::new();
         for relay in &relays {
@@ -81,7 +88,7 @@ async fn relays_that_all_hold_themselves_for_the_owner_write_one_log() -> Result
         while let Some(ended) = sending.join_next().await {
             ended?.with_context(|| format!("seed {seed}"))?;
         }
-        let reader = open_shared(Arc::new(calm))?;
+        let reader = open_shared(Arc::new(calm)).await?;
         let log = log(&reader.store, "alice").await?;
         is_one_log(&log).with_context(|| format!("seed {seed}"))?;
         ensure!(log.len() == 1 + 28 + 29, "seed {seed}, round {round}: {} entries", log.len());
@@ -100,7 +107,7 @@ async fn a_number_is_decided_once_by_relays_that_see_different_rights() -> Resul
         let seed = fastrand::u64(..);
         let calm = Memory::default();
         begun(Arc::new(calm.clone())).await?;
-        let relays = (0..2).map(|i| open_in_bad_weather(&calm, seed + i)).collect::<Result<Vec<OpenStore>>>()?;
+        let relays = open_in_bad_weather(&calm, seed, 2).await?;
         let [one, two] = [&relays[0].store, &relays[1].store];
         // Both have the chat in memory.
         eventually(one, &send("alice", 2)).await?;
@@ -115,7 +122,7 @@ async fn a_number_is_decided_once_by_relays_that_see_different_rights() -> Resul
             let again = eventually(store, &bobs).await?;
             ensure!(again == first, "seed {seed}: {first:?}, and then {again:?}");
         }
-        let log = log(&open_shared(Arc::new(calm))?.store, "alice").await?;
+        let log = log(&open_shared(Arc::new(calm)).await?.store, "alice").await?;
         is_one_log(&log)?;
         let is_there = log.iter().any(|entry| entry.id == bobs.stamp.id);
         ensure!(is_there == sent(&first).is_ok(), "seed {seed}: {first:?}, and it is in the log: {is_there}");
@@ -200,7 +207,7 @@ async fn whatever_an_owner_left_the_next_one_finishes_first() -> Result<()> {
             let mut told = Vec::new();
             let commands = changes();
             // Opening reads what the store says of itself.
-            if let Ok(owner) = open_shared(Arc::new(calm.seen_under(weather))) {
+            if let Ok(owner) = open_shared(Arc::new(calm.seen_under(weather))).await {
                 let batches: Vec<Vec<Command>> =
                     if at_once { vec![commands.clone()] } else { commands.iter().map(|c| vec![c.clone()]).collect() };
                 for batch in batches {
@@ -217,7 +224,7 @@ async fn whatever_an_owner_left_the_next_one_finishes_first() -> Result<()> {
                 }
             }
             let is_dead = life.is_dead.load(Ordering::Relaxed);
-            let mut next = open_shared(Arc::new(calm))?;
+            let mut next = open_shared(Arc::new(calm)).await?;
             let where_ = || format!("killed at call {last}, landed {landed}, at once {at_once}");
             for (i, command) in commands.iter().enumerate() {
                 let outcome = eventually(&next.store, command).await.with_context(where_)?;
@@ -252,12 +259,12 @@ async fn nobody_reads_more_than_their_rights_after_an_owner_was_killed() -> Resu
         let calm = Memory::default();
         begun(Arc::new(calm.clone())).await?;
         let (weather, life) = mortal(last, true);
-        if let Ok(owner) = open_shared(Arc::new(calm.seen_under(weather))) {
+        if let Ok(owner) = open_shared(Arc::new(calm.seen_under(weather))).await {
             // One item: bob is removed, and alice goes on.
             let remove = command("alice", 2, Action::Update(Change::Remove(user("bob"))));
             let _ = run(&owner.store, vec![remove, send("alice", 3)]).await;
         }
-        let next = open_shared(Arc::new(calm))?;
+        let next = open_shared(Arc::new(calm)).await?;
         let bobs: Vec<u64> = log(&next.store, "bob").await?.iter().map(|entry| entry.seq.get()).collect();
         ensure!(bobs == [1] || bobs == [1, 2], "killed at call {last}: bob reads {bobs:?}");
         if !life.is_dead.load(Ordering::Relaxed) {
@@ -276,8 +283,7 @@ async fn a_store_out_of_reach_is_told_and_comes_back() -> Result<()> {
         Arc::new(move || if is_away.load(Ordering::Relaxed) { Fate::Throttled } else { Fate::Done(Duration::ZERO) })
     };
     let engine: Arc<dyn Engine> = Arc::new(Memory::under(weather));
-    init(engine.clone(), &"eu".parse()?).await?;
-    let bench = Bench::new(Under::Shared(engine)).await?;
+    let bench = Bench::new(Under::shared(engine).await?).await?;
     bench.one(create()).await?;
     for n in 2..6 {
         is_away.store(true, Ordering::Relaxed);

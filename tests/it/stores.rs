@@ -8,6 +8,7 @@ use bench::*;
 use godwit_core::{Action, Command, Outcome};
 use godwit_relay::store::shared::memory::Memory;
 use godwit_relay::store::{ChatProgress, Floor, InboxChange, InboxWrite, Watermark};
+use godwit_tests::dynamo::Server;
 use godwit_wire::entry::{Change, Content, EntryBody, Title};
 use godwit_wire::frame::Range;
 use godwit_wire::{Code, Seq, UnixMillis};
@@ -28,6 +29,22 @@ macro_rules! on_each {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() -> Result<()> {
                 super::$case(Under::shared(Arc::new(Memory::default())).await?).await
+            })*
+        }
+
+        mod dynoxide {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() -> Result<()> {
+                super::$case(Under::shared(Arc::new(Server::Dynoxide.tables().await?)).await?).await
+            })*
+        }
+
+        mod dynalite {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() -> Result<()> {
+                super::$case(Under::shared(Arc::new(Server::Dynalite.tables().await?)).await?).await
             })*
         }
     };

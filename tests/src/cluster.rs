@@ -1,6 +1,6 @@
 //! Several relays in this process, with one authority.
 
-use crate::lab::{self, PATIENCE};
+use crate::lab::{self, PATIENCE, Regions};
 use crate::wire::{self, Wire};
 use anyhow::{Context, Result};
 use godwit_certs::DeviceKey;
@@ -8,7 +8,7 @@ use godwit_certs::authority::Credential;
 use godwit_certs::folder::AuthorityDir;
 use godwit_client::{Client, ClientOptions};
 use godwit_relay::cluster::report::MemberReport;
-use godwit_relay::{Config, Host, Relay, StartError};
+use godwit_relay::{Config, Relay, StartError};
 use godwit_wire::{Clock, DeviceId, RelayId};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     pub authority: AuthorityDir,
     members: BTreeMap<String, Member>,
+    stores: Regions,
 }
 
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Cluster {
         }
         let folder = tempfile::tempdir()?;
         let authority = AuthorityDir::new(folder.path().join("certs"));
-        let mut cluster = Self { folder, authority, members: BTreeMap::new() };
+        let mut cluster = Self { folder, authority, members: BTreeMap::new(), stores: Regions::default() };
         for (id, role) in relays {
             cluster.add(id, role, &[]).await?;
         }
@@ -70,11 +71,13 @@ impl Cluster {
 
     /// Starts a relay, on the address it had before.
     pub async fn up(&mut self, id: &str) -> Result<()> {
+        let region = id.split('/').next().unwrap_or_default().parse()?;
+        let host = self.stores.host(&region).await?;
         let member = self.members.get_mut(id).context("a relay of this cluster")?;
         // The address is free once the connections of the former self have ended.
         let starting = async {
             loop {
-                match Relay::start(&member.config, &Host::system()).await {
+                match Relay::start(&member.config, &host).await {
                     Err(StartError::Bind { .. }) => tokio::time::sleep(LOOK).await,
                     other => break other,
                 }

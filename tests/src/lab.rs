@@ -8,9 +8,12 @@ use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
 use godwit_client::{Client, ClientOptions, EnrolOptions};
 use godwit_relay::config::Layers;
+use godwit_relay::host::Threads;
+use godwit_relay::store::shared::{self, memory::Memory};
 use godwit_relay::{Config, Host, Relay};
-use godwit_wire::{Clock, DeviceId, Refusal, RelayId, UnixMillis};
+use godwit_wire::{Clock, DeviceId, Refusal, RegionId, RelayId, UnixMillis};
 use rustls::pki_types::CertificateDer;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +28,9 @@ pub const REGION: &str = "eu";
 /// What every relay of a test is told: free ports, its certificates and its data.
 pub fn layers(certs: &Path, data: &Path) -> Result<Layers> {
     let mut layers = Layers::default();
+    if Regions::are_shared() {
+        layers.flag("test", "store.engine", "dynamodb")?;
+    }
     layers.flag("test", "listen", "127.0.0.1:0")?;
     layers.flag("test", "admin", "127.0.0.1:0")?;
     layers.flag("test", "certs", &certs.to_string_lossy())?;
@@ -40,6 +46,27 @@ pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>,
     Ok(())
 }
 
+/// Stores of regions in memory, for relays that share them: with `TESTS_STORE=memory` in the environment, all tests
+/// run on such.
+#[derive(Debug, Default)]
+pub struct Regions(BTreeMap<RegionId, Memory>);
+
+impl Regions {
+    fn are_shared() -> bool {
+        std::env::var("TESTS_STORE").is_ok_and(|store| store == "memory")
+    }
+
+    /// This machine, with the store of `region` if that is shared.
+    pub async fn host(&mut self, region: &RegionId) -> Result<Host> {
+        if !Self::are_shared() {
+            return Ok(Host::system());
+        }
+        let engine = self.0.entry(region.clone()).or_default().clone();
+        shared::init(Arc::new(engine.clone()), region, &Threads::System).await?;
+        Ok(Host { shared: Some(Arc::new(engine)), ..Host::system() })
+    }
+}
+
 /// A relay with its authority, in a temporary folder that goes with it.
 #[derive(Debug)]
 pub struct Lab {
@@ -47,6 +74,7 @@ pub struct Lab {
     pub authority: AuthorityDir,
     pub config: Config,
     relay: Option<Relay>,
+    stores: Regions,
     /// Added to the machine's clock, in milliseconds, for relay and tokens.
     skew: Arc<AtomicU64>,
 }
@@ -69,7 +97,7 @@ impl Lab {
             layers.flag("test", key, value)?;
         }
         let config = layers.config()?;
-        let mut lab = Self { folder, authority, config, relay: None, skew: Arc::default() };
+        let mut lab = Self { folder, authority, config, relay: None, stores: Regions::default(), skew: Arc::default() };
         lab.up().await?;
         Ok(lab)
     }
@@ -88,7 +116,8 @@ impl Lab {
     /// Starts the relay, on the address it had before.
     pub async fn up(&mut self) -> Result<()> {
         let crypto = Crypto { clock: self.clock(), ..Crypto::system() };
-        let relay = Relay::start(&self.config, &Host { crypto, ..Host::system() }).await?;
+        let host = self.stores.host(&REGION.parse()?).await?;
+        let relay = Relay::start(&self.config, &Host { crypto, ..host }).await?;
         self.config.listen = relay.quic;
         self.relay = Some(relay);
         Ok(())

@@ -1,12 +1,11 @@
 //! A real S3 server: SeaweedFS, started once by whoever asks first and ended with this process.
 
-use anyhow::{Context, Result, ensure};
+use crate::servers;
+use anyhow::{Context, Result};
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::{Client, Config};
 use godwit_relay::blobs::s3::Bucket;
-use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 /// How long it may take to be installed and to take what is put.
@@ -26,12 +25,7 @@ pub async fn endpoint() -> Result<&'static str> {
 }
 
 async fn start() -> Result<String> {
-    let folder = tempfile::Builder::new().prefix("godwit-seaweed-").tempdir()?.keep();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers/seaweed");
-    let parent = std::process::id().to_string();
-    let output = Command::new(script).arg(&parent).arg(&folder).stderr(std::process::Stdio::inherit()).output().await?;
-    ensure!(output.status.success(), "the S3 server cannot be started: {}", output.status);
-    let endpoint = String::from_utf8(output.stdout)?.trim().to_owned();
+    let endpoint = servers::start("seaweed").await?;
     let client = client(&endpoint, SECRET_KEY);
     let begun = Instant::now();
     loop {

@@ -47,7 +47,8 @@ pub struct Layers {
 }
 
 /// Keys without a default: TOML has nothing for them that would be in [`leaves`].
-const WITHOUT_DEFAULT: [&str; 4] = ["attachments.folder", "cluster.advertise", "s3.endpoint", "s3.region"];
+const WITHOUT_DEFAULT: [&str; 6] =
+    ["attachments.folder", "cluster.advertise", "dynamodb.endpoint", "dynamodb.region", "s3.endpoint", "s3.region"];
 
 impl Default for Layers {
     fn default() -> Self {

@@ -1,14 +1,14 @@
 //! The store's file: opening it, checking it, copying it.
 
+use super::check::{Chats, Report};
 use super::embedded::{Moment, Transaction, definition};
 use super::keys::Span;
-use super::rows::{Records, Rows};
+use super::rows::Records;
 use super::tables::{CHATS, LOG, TableId};
 use super::{Opener, StoreError, meta};
 use crate::host::{Disk, SystemDisk};
 use crate::store::keys::{Key, Parts};
-use godwit_core::{Chat, Entry};
-use godwit_wire::{ChatId, RegionId, Seq};
+use godwit_wire::RegionId;
 use redb::{Database, ReadableTable, ReadableTableMetadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -229,25 +229,6 @@ pub fn copy(disk: &dyn Disk, database: &Database, to: &Path, generation: u64) ->
     })
 }
 
-/// What a check of a store found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    pub chats: u64,
-    pub entries: u64,
-    pub devices: u64,
-    pub inbox_rows: u64,
-    /// What is wrong, at most 100 of it.
-    pub faults: Vec<String>,
-}
-
-impl Report {
-    fn fault(&mut self, what: impl Into<String>) {
-        if self.faults.len() < 100 {
-            self.faults.push(what.into());
-        }
-    }
-}
-
 /// Opens the store at `path`, which no relay may be using, and checks it: redb's own checksums, that every chat's log
 /// is gapless and in order, and that its participants are what its log says.
 pub fn check(path: &Path) -> Result<Report, StoreError> {
@@ -268,26 +249,15 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
     let count = |table| -> Result<u64, StoreError> { Ok(now.table(table)?.map_or(Ok(0), ReadableTableMetadata::len)?) };
     report.devices = count(TableId::Devices)?;
     report.inbox_rows = count(TableId::Inbox)?;
-    let mut replay: Option<Replay> = None;
+    let mut chats = Chats::default();
     now.each(LOG, &Span::ALL, |key, entry| {
         let mut parts = Parts(key);
         let (chat, seq) = (parts.chat()?, parts.seq()?);
         report.entries += 1;
-        if *chat.home() != region {
-            // A copy, which may begin anywhere.
-            return Ok(());
-        }
-        if replay.as_ref().is_none_or(|replay| replay.id != chat) {
-            finish(replay.take(), &now, &mut report)?;
-            report.chats += 1;
-            replay = Some(Replay { id: chat, last: None, state: None });
-        }
-        if let Some(replay) = &mut replay {
-            replay.take(seq, &entry, &mut report);
-        }
-        Ok(())
+        // A copy may begin anywhere.
+        if *chat.home() == region { chats.take(&chat, seq, &entry, &now, &mut report) } else { Ok(()) }
     })?;
-    finish(replay, &now, &mut report)?;
+    chats.finish(&now, &mut report)?;
     let mut chat_rows = 0;
     now.each(CHATS, &Span::from(Key::new().home(&region).bytes()), |key, _| {
         chat_rows += u64::from(*Parts(key).chat()?.home() == region);
@@ -297,43 +267,4 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
         report.fault(format!("{chat_rows} chats are listed, {} have a log", report.chats));
     }
     Ok(report)
-}
-
-/// A chat rebuilt from its log alone.
-struct Replay {
-    id: ChatId,
-    last: Option<Entry>,
-    state: Option<Chat>,
-}
-
-impl Replay {
-    fn take(&mut self, seq: Seq, entry: &Entry, report: &mut Report) {
-        let expected = self.last.as_ref().map_or(Seq::FIRST, |last| last.seq.next());
-        if seq != expected || entry.seq != seq {
-            report.fault(format!("{}: entry {seq} stands where {expected} belongs", self.id));
-        }
-        if self.last.as_ref().is_some_and(|last| entry.at < last.at) {
-            report.fault(format!("{}: entry {seq} is older than the one before it", self.id));
-        }
-        match &mut self.state {
-            Some(state) if seq == state.head.next() => {
-                state.apply(entry);
-            }
-            Some(_) => {}
-            None => match Chat::created(self.id.clone(), entry) {
-                Some((state, _)) => self.state = Some(state),
-                None => report.fault(format!("{}: the first entry does not create the chat", self.id)),
-            },
-        }
-        self.last = Some(entry.clone());
-    }
-}
-
-fn finish(replay: Option<Replay>, rows: &dyn Rows, report: &mut Report) -> Result<(), StoreError> {
-    if let Some(Replay { id, state: Some(state), .. }) = replay
-        && super::chats::participants(rows, &id)? != *state.participants()
-    {
-        report.fault(format!("{id}: participants differ from what the log says"));
-    }
-    Ok(())
 }

@@ -14,6 +14,8 @@
 
 mod commit;
 mod draft;
+#[cfg(feature = "dynamodb")]
+pub mod dynamo;
 pub mod engine;
 mod journal;
 mod layout;
@@ -25,18 +27,22 @@ pub(crate) use commit::Pen;
 pub(crate) use journal::Topic;
 pub(crate) use workers::{TakeUp, Topics, Worker};
 
+use super::check::{Chats, Report};
 use super::file::FORMAT;
-use super::rows::Rows;
-use super::tables::TableId;
+use super::keys::{self, Parts, Span};
+use super::rows::{Records, Rows};
+use super::tables::{CHATS, DEVICES, INBOX, LOG, TableId};
 use super::{StoreError, meta};
+use crate::host::Threads;
 use engine::{Change, Engine, EngineError, If, Item};
-use godwit_wire::RegionId;
+use godwit_wire::{RegionId, Seq};
+use std::sync::Arc;
 
 /// Notes in an empty store whose it is; leaves one that is this region's as it is.
 ///
 /// # Errors
 /// The engine's; and if it is another region's, or was made by a newer version.
-pub async fn init(engine: std::sync::Arc<dyn Engine>, region: &RegionId) -> Result<(), StoreError> {
+pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads) -> Result<(), StoreError> {
     // The format comes last: without it nobody starts.
     for (name, value) in [(meta::REGION, region.as_str()), (meta::GENERATION, "1"), (meta::FORMAT, &FORMAT.to_string())]
     {
@@ -47,11 +53,57 @@ pub async fn init(engine: std::sync::Arc<dyn Engine>, region: &RegionId) -> Resu
             Err(error) => return Err(error.into()),
         }
     }
-    check(&live::Live::new(engine, None), region).map(drop)
+    checked(engine, region, threads).await.map(drop)
+}
+
+/// Checks that every chat's log is gapless and in order, and that its participants are what its log says. Reads all of the
+/// store, while relays may go on.
+///
+/// # Errors
+/// The engine's; and as [`init`].
+pub async fn examine(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads) -> Result<Report, StoreError> {
+    let region = region.clone();
+    let examining = threads.blocking(move || {
+        let rows = live::Live::new(engine, None);
+        check(&rows, &region)?;
+        let mut report = Report::default();
+        rows.each(DEVICES, &Span::ALL, |_, _| {
+            report.devices += 1;
+            Ok(())
+        })?;
+        rows.each(INBOX, &Span::ALL, |_, _| {
+            report.inbox_rows += 1;
+            Ok(())
+        })?;
+        for (key, _) in rows.all(CHATS, &Span::ALL)? {
+            let chat = Parts(&key).chat()?;
+            let mut chats = Chats::default();
+            rows.each(LOG, &keys::whole_log(&chat), |key, entry| {
+                report.entries += 1;
+                let seq = Seq::new(keys::number_of(key)?).map_err(|_| StoreError::BadKey)?;
+                // A copy may begin anywhere.
+                if *chat.home() == region { chats.take(&chat, seq, &entry, &rows, &mut report) } else { Ok(()) }
+            })?;
+            chats.finish(&rows, &mut report)?;
+        }
+        Ok(report)
+    });
+    examining.await.unwrap_or(Err(StoreError::Closed))
+}
+
+/// As [`check`], from where it may not block.
+pub(super) async fn checked(
+    engine: Arc<dyn Engine>,
+    region: &RegionId,
+    threads: &Threads,
+) -> Result<(u64, u64), StoreError> {
+    let region = region.clone();
+    let checking = threads.blocking(move || check(&live::Live::new(engine, None), &region));
+    checking.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// The generation of a store of `region`, and what clients compare anew for.
-pub(super) fn check(rows: &dyn Rows, region: &RegionId) -> Result<(u64, u64), StoreError> {
+fn check(rows: &dyn Rows, region: &RegionId) -> Result<(u64, u64), StoreError> {
     let format = meta::get(rows, meta::FORMAT)?.ok_or(StoreError::NotMade)?;
     if format.parse() != Ok(FORMAT) {
         return Err(StoreError::SharedNewer { found: format, known: FORMAT });

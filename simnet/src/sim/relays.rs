@@ -133,6 +133,7 @@ impl Sim {
                 network: Arc::new(SimNetwork { world: self.0.world.clone(), host: node.host }),
                 disk: Arc::new(node.disk.clone()),
                 threads: Threads::Inline(Arc::new(move || disk.took())),
+                shared: None,
             };
             (node.config.clone(), host)
         })?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use godwit_certs::tls::Crypto;
 use godwit_core::{Action, Command, Outcome, Sender};
-use godwit_relay::host::{Host, SystemDisk};
+use godwit_relay::host::{Host, SystemDisk, Threads};
 use godwit_relay::metrics::Metrics;
 use godwit_relay::store::shared::{self, engine::Engine};
 use godwit_relay::store::{Issued, OpenStore, Store, StoreLimits, file};
@@ -34,7 +34,7 @@ impl Under {
     }
 
     pub async fn shared(engine: Arc<dyn Engine>) -> Result<Self> {
-        shared::init(engine.clone(), &"eu".parse()?).await?;
+        shared::init(engine.clone(), &"eu".parse()?, &Threads::System).await?;
         Ok(Self::Shared(engine))
     }
 }
@@ -51,9 +51,9 @@ fn open_file(folder: &Path, host: &Host) -> Result<OpenStore> {
 }
 
 /// Opens a store as one more relay of the region does.
-pub fn open_shared(engine: Arc<dyn Engine>) -> Result<OpenStore> {
+pub async fn open_shared(engine: Arc<dyn Engine>) -> Result<OpenStore> {
     let limits = StoreLimits { workers: 4, ..StoreLimits::default() };
-    Ok(Store::share(engine, &"eu".parse()?, &limits, &host(), &Metrics::default())?)
+    Ok(Store::share(engine, &"eu".parse()?, &limits, &host(), &Metrics::default()).await?)
 }
 
 fn host() -> Host {
@@ -70,7 +70,7 @@ impl Bench {
             .with_test_writer()
             .try_init();
         let mut bench = Self { under, open: None };
-        bench.up()?;
+        bench.up().await?;
         for user in ["alice", "bob", "carol"] {
             bench.enrol(user, 1).await?;
         }
@@ -91,10 +91,10 @@ impl Bench {
         Ok(u32::try_from(enrolment.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
-    fn up(&mut self) -> Result<()> {
+    async fn up(&mut self) -> Result<()> {
         self.open = Some(match &self.under {
             Under::File(folder) => open_file(folder.path(), &host())?,
-            Under::Shared(engine) => open_shared(engine.clone())?,
+            Under::Shared(engine) => open_shared(engine.clone()).await?,
         });
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Bench {
         for thread in threads {
             ensure!(thread.ended().await, "a writer panicked");
         }
-        self.up()
+        self.up().await
     }
 
     pub fn store(&self) -> Store {

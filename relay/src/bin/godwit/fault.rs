@@ -4,6 +4,7 @@ use godwit_certs::folder::FolderError;
 use godwit_relay::StartError;
 use godwit_relay::config::ConfigError;
 use godwit_relay::store::StoreError;
+use godwit_relay::store::shared::engine::EngineError;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -84,11 +85,17 @@ impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         let code = match error {
             StoreError::InUse(_) => IN_USE,
-            StoreError::Corrupt { .. } | StoreError::Newer { .. } | StoreError::Record(_) | StoreError::BadKey => {
-                CORRUPT
-            }
+            StoreError::Corrupt { .. }
+            | StoreError::Newer { .. }
+            | StoreError::SharedNewer { .. }
+            | StoreError::Record(_)
+            | StoreError::BadKey => CORRUPT,
             StoreError::Database(ref error) if matches!(**error, redb::Error::Corrupted(_)) => CORRUPT,
-            StoreError::OtherRegion { .. } | StoreError::Missing(_) => USAGE,
+            StoreError::OtherRegion { .. }
+            | StoreError::SharedOtherRegion { .. }
+            | StoreError::NotMade
+            | StoreError::Missing(_) => USAGE,
+            StoreError::Engine(EngineError::NoAnswer(_) | EngineError::Throttled) => UNREACHABLE,
             _ => FAULT,
         };
         Self::new(code, error)
@@ -103,7 +110,8 @@ impl From<StartError> for Fault {
             StartError::Certificates(_)
             | StartError::Tls(_)
             | StartError::OtherRelay { .. }
-            | StartError::Attachments(_) => Self::new(USAGE, error),
+            | StartError::Attachments(_)
+            | StartError::Engine(_) => Self::new(USAGE, error),
             other => Self::new(FAULT, other),
         }
     }

@@ -40,7 +40,7 @@ enum Verb {
     /// Makes the authority, relays' certificates and enrolment tokens.
     #[command(subcommand)]
     Certs(certs::Verb),
-    /// Checks and copies stores.
+    /// Makes ready, checks and copies stores.
     #[command(subcommand)]
     Store(store::Verb),
     /// Prints the cluster as one relay knows it: members, links, load, claims, outbox.
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
             Verb::Relay(args) => run::run(args).await,
             Verb::Config(args) => run::describe(&args),
             Verb::Certs(verb) => certs::run(verb),
-            Verb::Store(verb) => store::run(verb),
+            Verb::Store(verb) => store::run(verb).await,
             Verb::Status { admin, json } => status::run(&admin, json),
             Verb::Drain { admin, within } => {
                 let millis = within.as_millis().to_string();

@@ -29,6 +29,10 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    pub(crate) fn config(&self) -> Result<Config, Fault> {
+        Ok(self.layers()?.config()?)
+    }
+
     fn layers(&self) -> Result<Layers, Fault> {
         let mut layers = Layers::default();
         if let Some(path) = &self.config {

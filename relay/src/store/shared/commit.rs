@@ -237,6 +237,11 @@ impl Pen {
     /// Writes rows, each only over an older one.
     async fn write_rows(&self, rows: Vec<Row>, order: u64) -> Result<(), StoreError> {
         let mut writing = JoinSet::new();
+        let (entries, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.table == TableId::Log);
+        // They read, which blocks: not on the runtime's threads.
+        for entry in &entries {
+            self.write_entry(entry).await?;
+        }
         for row in rows {
             while writing.len() >= ROWS_IN_FLIGHT {
                 joined(writing.join_next().await)?;
@@ -251,9 +256,6 @@ impl Pen {
     }
 
     async fn write_row(&self, row: Row, order: u64) -> Result<(), StoreError> {
-        if row.table == TableId::Log {
-            return self.write_entry(&row).await;
-        }
         let place = layout::place(row.table, &row.key)?;
         let item = row.value.map(|value| Item { value, order });
         match self.change(Change { place, item, when: If::Older(order) }).await {
