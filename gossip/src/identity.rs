@@ -13,6 +13,15 @@ pub enum Kind {
     Store,
     /// It carries connections only.
     Edge,
+    /// It shares the region's store with others, and owns some of the users and chats.
+    Share,
+}
+
+impl Kind {
+    /// Whether it owns users and chats.
+    pub fn is_owner(self) -> bool {
+        matches!(self, Self::Store | Self::Share)
+    }
 }
 
 /// The versions of the peer protocol that a relay speaks, both ends included.

@@ -163,7 +163,7 @@ async fn revoke(State(admin): State<Arc<Admin>>, Query(query): Query<Device>) ->
         Ok(device) => device,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("device: {error}\n")),
     };
-    let Some(owner) = admin.edge.router.owner_of(&device.home()) else {
+    let Some(owner) = admin.edge.router.local(&device.home()) else {
         return (StatusCode::NOT_FOUND, format!("{device}: ask the relay that holds the store of its region\n"));
     };
     match owner.store.revoke(device.clone()).await {

@@ -12,6 +12,7 @@ use crate::edge::Edge;
 use crate::host::Threads;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
+use crate::rank;
 use godwit_core::device::Revocation;
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
 use godwit_wire::{RegionId, RelayId, UserId};
@@ -133,11 +134,11 @@ impl Cluster {
             Effect::Timer { after, timer } => self.later(after, timer),
             Effect::Up(identity) => {
                 tracing::info!(relay = %identity.relay(), address = %identity.addr(), "a relay is up");
-                if identity.kind() == Kind::Store {
+                if identity.kind().is_owner() {
                     let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                     let region = stores.entry(identity.relay().region()).or_default();
                     region.insert(identity.relay().clone());
-                    if region.len() > 1 {
+                    if region.len() > 1 && identity.kind() == Kind::Store {
                         tracing::error!(region = %identity.relay().region(), "several relays hold a store of one region");
                     }
                 }
@@ -333,10 +334,27 @@ impl Cluster {
         locked(&self.gossip).claims_since(epoch, since)
     }
 
-    /// The relay that holds the store of `region`, as far as is known.
-    pub(crate) fn store_of(&self, region: &RegionId) -> Option<RelayId> {
+    /// The relays that hold the store of `region`, or share it, as far as is known.
+    pub(crate) fn owners(&self, region: &RegionId) -> BTreeSet<RelayId> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
-        stores.get(region)?.first().cloned()
+        let mut owners = stores.get(region).cloned().unwrap_or_default();
+        drop(stores);
+        let me = self.peers.me();
+        if me.kind().is_owner() && me.relay().region() == *region {
+            owners.insert(me.relay().clone());
+        }
+        owners
+    }
+
+    /// Which of them owns what `key` names.
+    pub(crate) fn owner(&self, region: &RegionId, key: &[u8]) -> Option<RelayId> {
+        rank::first(&self.owners(region), key).cloned()
+    }
+
+    /// Whether this relay owns what `key` names in its own region.
+    pub(crate) fn is_owner(&self, key: &[u8]) -> bool {
+        let me = self.peers.me();
+        self.owner(&me.relay().region(), key).as_ref() == Some(me.relay())
     }
 
     /// The other relays that are up.

@@ -124,8 +124,8 @@ impl Edge {
         self.registry.shut_out(device, *enrolment, &(*why).into());
         let Some(owner) = &self.router.owner else { return };
         for peer in self.router.cluster.peers.all() {
-            let own_edge = peer.relay().region() == owner.region && peer.peer.kind() == Kind::Edge;
-            if own_edge || device.home() == owner.region {
+            let own = peer.relay().region() == owner.region && peer.peer.kind() != Kind::Store;
+            if own || device.home() == owner.region {
                 self.router.cluster.spawn(revocations::tell(peer, vec![revocation.clone()]));
             }
         }

@@ -38,6 +38,7 @@ pub(crate) use handle::Fanout;
 use crate::cluster::Cluster;
 use crate::edge::{Link, Registry};
 use crate::metrics::Metrics;
+use crate::router::chat_key;
 use crate::store::{Committed, InboxChange, InboxWrite, RegionRun, Store, Unsettled, Watermark};
 use bytes::Bytes;
 use chat::{ChatFan, Floors, Loaded};
@@ -68,10 +69,14 @@ const TICK: Duration = Duration::from_millis(100);
 const RESCAN_TICKS: u64 = 10;
 /// And who is connected is compared with the registry.
 const RECONCILE_TICKS: u64 = 300;
+/// On a shared store, another relay may begin a row for a device that is connected here: the rows of all of them are read
+/// after so many ticks since the owners changed, and then after twice as many each time, up to a limit.
+const ROWS_TICKS: u64 = 600;
+const ROWS_TICKS_MOST: u64 = 36_000;
 /// A chat of which nothing is open leaves memory after this, and how far it got is saved.
 const IDLE_MILLIS: u64 = 1_000;
 /// On a shared store, where each row that is saved costs as much as a message.
-const SHARED_IDLE_MILLIS: u64 = 5_000;
+const SHARED_IDLE_MILLIS: u64 = 2_000;
 /// Progress of a busy chat is saved when it is this many entries behind.
 const SAVE_LAG: u64 = 256;
 /// How often a store that is being opened anew is asked again.
@@ -160,6 +165,8 @@ pub(crate) struct Worker {
     moves: HashMap<(DeviceId, ChatId), InboxChange>,
     /// Regions whose rows could not be read when they were linked.
     unattached: Vec<Arc<Link>>,
+    /// When inbox rows are read again, and after how many ticks then.
+    rows_due: (u64, u64),
     /// Chats of a shared store whose logs could not be read: what comes of them meanwhile is read with the rest.
     not_taken_up: BTreeSet<ChatId>,
 }
@@ -204,6 +211,7 @@ impl Worker {
             begun: VecDeque::new(),
             moves: HashMap::new(),
             unattached: Vec::new(),
+            rows_due: (ROWS_TICKS, ROWS_TICKS),
             not_taken_up: BTreeSet::new(),
         };
         (worker, fanout)
@@ -212,6 +220,12 @@ impl Worker {
     /// Delivers beyond this relay from now on.
     pub(crate) fn join(&mut self, cluster: Arc<Cluster>) {
         self.cluster = Some(cluster);
+    }
+
+    /// Whether this relay owns a chat, or its copy: of a store that is shared, others own others.
+    fn owns(&self, chat: &ChatId) -> bool {
+        let Some(cluster) = self.cluster.as_ref().filter(|_| self.store.is_shared()) else { return true };
+        if *chat.home() == self.region { cluster.is_owner(&chat_key(chat)) } else { cluster.is_owner(&[]) }
     }
 
     fn now(&self) -> u64 {
@@ -371,6 +385,7 @@ impl Worker {
             Input::Read { user, chat, up_to } => self.reached(&user, None, chat, up_to, true),
             Input::Lacks { region, chat, have } => self.lacks(&region, &chat, have),
             Input::Restored => self.ask_to_compare(),
+            Input::Owners => self.owners_changed().await,
             Input::Met(region) => drop(self.met.insert(region)),
             Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
             Input::Floors { chat, floors } => self.floors(&chat, floors),
@@ -389,8 +404,9 @@ impl Worker {
             }
             return;
         }
-        if !self.devices.contains_key(&device) {
-            // Enrolled a moment ago, with the news of it still on its way.
+        if self.devices.get(&device).is_none_or(|known| known.enrolment < link.enrolment) {
+            // Enrolled a moment ago, with the news of it still on its way; or by way of another relay.
+            self.forget(&device);
             self.users.remove(&device.user());
             if self.load_users(std::iter::once(device.user())).await.is_err() {
                 return;
@@ -476,7 +492,8 @@ impl Worker {
                 // Without a head there is no such chat, and nothing to take of it.
                 let deferred = self.deferred.remove(&chat).unwrap_or_default();
                 for Deferred { user, link, up_to, read } in deferred.into_iter().filter(|_| head.is_some()) {
-                    self.reached(&user, link.as_ref(), chat.clone(), up_to, read);
+                    let head = self.chats.get(&chat).and_then(ChatFan::known_head);
+                    self.reached_of(head, &user, link.as_ref(), chat.clone(), up_to, read);
                 }
             }
             Report::LoadFailed { chat } => {
@@ -532,6 +549,7 @@ impl Worker {
             self.send_again(now);
         }
         self.take_up_the_rest().await;
+        self.look_for_rows().await;
         self.flush_moves();
         let idle = if self.store.is_shared() { SHARED_IDLE_MILLIS } else { IDLE_MILLIS };
         self.save_progress(|fan| {

@@ -11,7 +11,7 @@
 //! - [`host`]: the machine a relay runs on, as it comes in from outside
 //! - [`store`]: where chats, inboxes and devices are kept
 //! - [`attachments`]: what the store's relay does for files that belong to messages; [`blobs`] where their bytes are kept
-//! - [`router`]: where a request belongs; [`peers`] links to other relays; [`cluster`] who they are, and who is where
+//! - [`router`]: where a request belongs, [`rank`] by which relay; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
 //! - [`owner`]: what the relay that holds the store does for a device
 //! - [`revocations`]: enrolments that are shut out, of every region
@@ -31,6 +31,7 @@ mod outbox;
 mod owner;
 mod peers;
 mod quic;
+mod rank;
 mod relay;
 mod revocations;
 mod router;

@@ -14,7 +14,7 @@ mod file;
 use crate::edge::forward::forward;
 use crate::host::Host;
 use crate::metrics::Metrics;
-use crate::peers::{DeviceCredential, PeerLink};
+use crate::peers::DeviceCredential;
 use crate::router::{Route, Router, away};
 use crate::store::StoreError;
 use file::{Change, File, Kept, sender_key};
@@ -307,16 +307,13 @@ impl Outbox {
 
     /// Queues of homes that can be reached, marked as being handed on.
     fn ready(&self, router: &Router, most: usize) -> Vec<Place> {
-        let mut reachable = HashMap::new();
         let mut state = self.state();
         let now = Instant::now();
         let rests = |queue: &Queue| queue.busy || queue.rests.is_some_and(|until| now < until);
         let idle = state.queues.iter().filter(|(_, queue)| !rests(queue) && !queue.waiting.is_empty());
         let mut ready = Vec::new();
         for (place, _) in idle {
-            let home = place.0.home();
-            let known = reachable.entry(home.clone());
-            if *known.or_insert_with(|| matches!(router.route(home), Route::There(_))) {
+            if matches!(router.route_chat(&place.0), Route::There(_) | Route::Here(_)) {
                 ready.push(place.clone());
             }
             if ready.len() >= most {
@@ -341,8 +338,7 @@ impl Outbox {
                 let commands: Vec<Command> = waiting.take(BATCH).map(|waiting| waiting.command.clone()).collect();
                 (commands, state.proofs.get(&sender_key(&place.1)).cloned())
             };
-            let Route::There(home) = router.route(place.0.home()) else { break };
-            if commands.is_empty() {
+            if commands.is_empty() || !matches!(router.route_chat(&place.0), Route::There(_) | Route::Here(_)) {
                 break;
             }
             let Some(credential) = credential else {
@@ -352,7 +348,7 @@ impl Outbox {
             };
             let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
             let expired = credential.ticket.expires <= self.clock.now();
-            if let Err(refusal) = self.hand(&home, &credential, &place, commands).await {
+            if let Err(refusal) = self.hand(router, &credential, &place, commands).await {
                 let refused = match refusal.code {
                     Code::Revoked | Code::Superseded => true,
                     // The device sends what it keeps itself, with a ticket of its new certificate.
@@ -398,15 +394,26 @@ impl Outbox {
     /// Hands on the first of a queue, and takes off what was decided. An error says when to go on.
     async fn hand(
         &self,
-        home: &Arc<PeerLink>,
+        router: &Router,
         credential: &DeviceCredential,
         place: &Place,
         commands: Vec<Command>,
     ) -> Result<(), Refusal> {
         let (chat, sender) = place;
-        home.show(&sender.device, credential).await?;
         let numbers: Vec<u64> = commands.iter().map(|command| command.stamp.n).collect();
-        let outcomes = forward(home, &sender.device, chat, commands)?.await?;
+        let outcomes = match router.route_chat(chat) {
+            Route::There(home) => {
+                home.show(&sender.device, credential).await?;
+                forward(&home, &sender.device, chat, commands)?.await?
+            }
+            // Whoever owned it is gone, and this relay owns it now.
+            Route::Here(owner) => {
+                owner.admit(sender).await?;
+                let missing = router.missing(&commands).await;
+                owner.store.submit_with(commands, missing).await?.await?
+            }
+            Route::Away | Route::Nowhere => return Err(away(chat.home())),
+        };
         let (mut told, mut stopped) = (BTreeMap::new(), None);
         for (n, outcome) in numbers.into_iter().zip(outcomes) {
             let reply = match outcome {

@@ -32,6 +32,7 @@ use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, Code, DeviceId, Refusal, Regi
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ use tokio_util::sync::CancellationToken;
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How long devices get to hear that the relay stops.
 const FAREWELL: Duration = Duration::from_millis(200);
+/// How long a relay that shares its store looks for the others before it takes what it finds for its own.
+const MEETING: Duration = Duration::from_secs(2);
 
 /// Why a relay did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +123,10 @@ impl Home {
         let (registry, metrics) = (registry.clone(), metrics.clone());
         let (mut worker, fanout) =
             Worker::new(config.fanout(), id.region(), store.clone(), registry, clock.clone(), metrics);
-        worker.recover().await?;
+        // Others may own chats of a store that is shared: who does is known once they are met.
+        if !store.is_shared() || config.cluster.join.is_empty() {
+            worker.recover().await?;
+        }
         let (region, identity) = (id.region(), identity.clone());
         let owner = Owner { region, store, fanout, attachments, identity, clock, meeting: Arc::default() };
         Ok(Self { owner, worker: (worker, committed), threads })
@@ -200,6 +206,30 @@ async fn attachments(
     }))
 }
 
+/// Tells fan-out whenever other relays share the store than before. One that joins others begins only once it has met them,
+/// or nobody was there.
+async fn watch_owners(router: Router, joins: bool) {
+    let Some(owner) = &router.owner else { return };
+    let mut changes = router.changes();
+    let mut known = BTreeSet::new();
+    if joins {
+        let _ = tokio::time::timeout(MEETING, changes.changed()).await;
+    } else {
+        known = router.cluster.owners(&router.region);
+    }
+    loop {
+        changes.mark_unchanged();
+        let owners = router.cluster.owners(&router.region);
+        if owners != known {
+            known = owners;
+            owner.fanout.owners_changed().await;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// How this relay connects to others.
 fn dialling(crypto: &Crypto, root: &CertificateDer<'_>, credential: Credential) -> Result<ClientConfig, StartError> {
     let tls = tls::client(crypto, root, Some(credential), ALPN_PEER)?;
@@ -257,7 +287,11 @@ impl Relay {
         let admin = listener.as_ref().map_or(Ok(config.admin), TcpListener::local_addr);
         let admin = admin.map_err(bind_error("admin", config.admin))?;
 
-        let kind = if home.is_some() { Kind::Store } else { Kind::Edge };
+        let kind = match (&home, config.store.engine) {
+            (None, _) => Kind::Edge,
+            (Some(_), StoreEngine::Redb) => Kind::Store,
+            (Some(_), StoreEngine::Dynamodb) => Kind::Share,
+        };
         let me = peers::identity(id.clone(), config.cluster.advertise.unwrap_or(quic), crypto.clock.now().0, kind);
         let (owner, worker, store_threads) = match home {
             Some(Home { owner, worker, threads }) => (Some(owner), Some(worker), threads),
@@ -298,6 +332,9 @@ impl Relay {
         edge.router.cluster.join(&edge, &config.cluster.join, &host.threads);
         let stop = CancellationToken::new();
         let cluster = edge.router.cluster.clone();
+        if edge.router.owner.as_ref().is_some_and(|owner| owner.store.is_shared()) {
+            cluster.spawn(watch_owners(edge.router.clone(), !config.cluster.join.is_empty()));
+        }
         let fanning = worker.map(|(mut worker, committed)| {
             worker.join(cluster);
             tokio::spawn(worker.run(committed))
@@ -483,8 +520,9 @@ impl Relay {
     /// Ends at once, with nothing finished and nobody told, as in a crash. For simulations, which take the network and the
     /// disk from it first: what its tasks do until they have ended is seen by nobody.
     pub fn abort(self) {
-        let Self { edge, endpoint, accepting, fanning, administering, .. } = self;
+        let Self { edge, endpoint, accepting, fanning, administering, store_threads, .. } = self;
         accepting.abort();
+        store_threads.iter().for_each(Thread::abort);
         for task in [fanning, administering].into_iter().flatten() {
             task.abort();
         }

@@ -1,15 +1,16 @@
 //! Where a request belongs: the relay that decides for a user or chat, as their id says.
 //!
-//! With redb one relay of a region holds its store and decides for all its users and chats. Where a region's relays
-//! share a store, the owner will be found by the id itself; callers ask with it already.
+//! With redb one relay of a region holds its store and owns all its users and chats. Where a region's relays share a store,
+//! each owns those for whose ids it ranks first among the relays that are up; whoever is asked though another owns them
+//! does it all the same, and the store sees to it that nothing is decided twice.
 
 use crate::cluster::Cluster;
 use crate::owner::Owner;
 use crate::peers::PeerLink;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use godwit_core::Command;
-use godwit_wire::{Code, DeviceId, Refusal, RegionId, UserId};
-use std::collections::BTreeMap;
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, RelayId, UserId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -37,20 +38,48 @@ pub(crate) enum Route<'a> {
 }
 
 impl Router {
+    /// The owner of what concerns a region as a whole.
     pub(crate) fn route(&self, home: &RegionId) -> Route<'_> {
-        match &self.owner {
-            Some(owner) if *home == self.region => Route::Here(owner),
-            _ => match self.cluster.store_of(home).and_then(|relay| self.cluster.peers.get(&relay)) {
-                Some(link) => Route::There(link),
-                None if self.cluster.is_alone() => Route::Nowhere,
-                None => Route::Away,
-            },
+        self.to(home, &[])
+    }
+
+    /// The owner of a chat.
+    pub(crate) fn route_chat(&self, chat: &ChatId) -> Route<'_> {
+        self.to(chat.home(), &chat_key(chat))
+    }
+
+    /// The owner of a chat, or of its copy, for users of `region`.
+    pub(crate) fn route_copy(&self, region: &RegionId, chat: &ChatId) -> Route<'_> {
+        if chat.home() == region { self.route_chat(chat) } else { self.route(region) }
+    }
+
+    fn to(&self, home: &RegionId, key: &[u8]) -> Route<'_> {
+        let nobody = || if self.cluster.is_alone() { Route::Nowhere } else { Route::Away };
+        match (self.local(home), self.cluster.owner(home, key)) {
+            (Some(owner), Some(relay)) if relay == *self.cluster.peers.me().relay() => Route::Here(owner),
+            (_, Some(relay)) => self.cluster.peers.get(&relay).map_or_else(nobody, Route::There),
+            (_, None) => nobody(),
         }
     }
 
-    /// This relay, if it decides for `home`.
-    pub(crate) fn owner_of(&self, home: &RegionId) -> Option<&Owner> {
+    /// This relay, if it holds the store of `home` or shares it.
+    pub(crate) fn local(&self, home: &RegionId) -> Option<&Owner> {
         self.owner.as_ref().filter(|_| *home == self.region)
+    }
+
+    /// This relay, if it owns `chat`.
+    pub(crate) fn owns(&self, chat: &ChatId) -> Option<&Owner> {
+        match self.route_chat(chat) {
+            Route::Here(owner) => Some(owner),
+            _ => None,
+        }
+    }
+
+    /// The other relays that hold the store of `home` or share it.
+    pub(crate) fn others(&self, home: &RegionId) -> BTreeSet<RelayId> {
+        let mut owners = self.cluster.owners(home);
+        owners.remove(self.cluster.peers.me().relay());
+        owners
     }
 
     /// Users named in these commands who do not exist, where their home can be asked: it is not waited for.
@@ -78,6 +107,11 @@ impl Router {
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.cluster.peers.changes()
     }
+}
+
+/// By what a chat's owner is found.
+pub(crate) fn chat_key(chat: &ChatId) -> [u8; 16] {
+    *chat.uuid().as_bytes()
 }
 
 /// How a client hears that nobody decides for a region now.

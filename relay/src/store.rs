@@ -372,6 +372,13 @@ impl Store {
         Self { under, commit_time, host: host.clone(), in_flight, in_flight_permits, generation, client_generation }
     }
 
+    /// Forgets what is kept in memory of chats: others may have written them.
+    pub(crate) fn forget(&self) {
+        if let Under::Shared(shared) = &self.under {
+            shared.topics.forget();
+        }
+    }
+
     /// Whether other relays may share it.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self.under, Under::Shared(_))

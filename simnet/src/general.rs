@@ -238,13 +238,22 @@ pub(crate) fn add(plan: &mut Plan, random: Random, seed: u64) {
 
 /// The plan of a seed.
 pub fn plan(seed: u64) -> Plan {
+    made(seed, false)
+}
+
+/// The plan of a seed in which the relays of each region share its store, and each owns some of the chats.
+pub fn sharing(seed: u64) -> Plan {
+    made(seed, true)
+}
+
+fn made(seed: u64, sharing: bool) -> Plan {
     let mut rng = Rng::with_seed(seed ^ 0x6765_6e65_7261_6c00);
     let length = Duration::from_secs(rng.u64(60..=300));
     let regions = &REGIONS[..rng.usize(1..=3)];
     let mut relays = Vec::new();
     let (mut devices, mut users) = (Vec::new(), Vec::new());
     for region in regions {
-        for number in 1..=rng.usize(1..=2) {
+        for number in 1..=if sharing { rng.usize(2..=3) } else { rng.usize(1..=2) } {
             relays.push(format!("{region}/{region}-{number}"));
         }
         for name in &NAMES[..rng.usize(1..=3)] {
@@ -260,13 +269,17 @@ pub fn plan(seed: u64) -> Plan {
         devices.push("zoe@eu/phone".to_owned());
     }
     let mut files = Rng::with_seed(seed ^ 0x6669_6c65_7300_0000);
-    let files = if files.u8(..) < 64 { files.usize(1..=5) } else { 0 };
+    // Files lie at one relay.
+    let files = if files.u8(..) < 64 && !sharing { files.usize(1..=5) } else { 0 };
     let random = Random { chats: rng.usize(2..=6), actions: rng.usize(20..=120), faults: rng.usize(0..=25), files };
     let making = Making { rng, length, relays: relays.clone(), devices: devices.clone(), users, steps: Vec::new() };
     let (mut rng, steps) = making.make(random);
     let network = |rng: &mut Rng| COMMON[rng.usize(..COMMON.len())].to_owned();
     let wan = regions.len() > 1;
-    let settings = vec![("cluster.network".to_owned(), if wan { "wan" } else { "lan" }.to_owned())];
+    let mut settings = vec![("cluster.network".to_owned(), if wan { "wan" } else { "lan" }.to_owned())];
+    if sharing {
+        settings.push(("store.engine".to_owned(), "dynamodb".to_owned()));
+    }
     Plan {
         networks: BTreeMap::new(),
         relays: relays.into_iter().map(|id| RelayPlan { id, settings: settings.clone() }).collect(),

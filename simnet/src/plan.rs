@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A relay: the first of a region holds its store, those after it are edges.
+/// A relay: the first of a region holds its store, those after it are edges; or all share it, as the settings say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayPlan {
     pub id: String,

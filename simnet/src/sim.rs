@@ -21,6 +21,7 @@ use godwit_certs::folder::AuthorityDir;
 use godwit_certs::tls::Crypto;
 use godwit_checker::{Checker, Delivery, Journal};
 use godwit_core::sabotage::{self, Sabotage};
+use godwit_relay::store::shared::memory::Memory;
 use godwit_wire::{Clock, UnixMillis};
 use relays::Node;
 use std::cell::RefCell;
@@ -76,6 +77,8 @@ struct Inner {
     checker: Checker,
     recorder: Option<Recorder>,
     relays: RefCell<BTreeMap<String, Node>>,
+    /// Of regions whose relays share one.
+    stores: RefCell<BTreeMap<String, Memory>>,
     phones: RefCell<BTreeMap<String, Phone>>,
 }
 
@@ -205,6 +208,7 @@ impl Sim {
             folder,
             start: Instant::now(),
             relays: RefCell::default(),
+            stores: RefCell::default(),
             phones: RefCell::default(),
         })))
     }

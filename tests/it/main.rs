@@ -15,4 +15,5 @@ mod owners;
 mod partition;
 mod restores;
 mod sessions;
+mod sharing;
 mod stores;

@@ -37,13 +37,23 @@ struct Member {
 impl Cluster {
     /// Starts relays, each given as its id and role, and waits until they know each other.
     pub async fn start(relays: &[(&str, &str)]) -> Result<Self> {
+        Self::with(relays, Regions::default()).await
+    }
+
+    /// As [`Cluster::start`], with the relays of a region sharing its store.
+    pub async fn sharing(relays: &[&str]) -> Result<Self> {
+        let relays: Vec<(&str, &str)> = relays.iter().map(|id| (*id, "store")).collect();
+        Self::with(&relays, Regions::shared()).await
+    }
+
+    async fn with(relays: &[(&str, &str)], stores: Regions) -> Result<Self> {
         if let Ok(filter) = std::env::var("RUST_LOG") {
             // Of several tests in one process, the first is enough.
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
         }
         let folder = tempfile::tempdir()?;
         let authority = AuthorityDir::new(folder.path().join("certs"));
-        let mut cluster = Self { folder, authority, members: BTreeMap::new(), stores: Regions::default() };
+        let mut cluster = Self { folder, authority, members: BTreeMap::new(), stores };
         for (id, role) in relays {
             cluster.add(id, role, &[]).await?;
         }
@@ -59,6 +69,7 @@ impl Cluster {
         let certs = self.authority.relay(&relay, now)?;
         let join: Vec<String> = self.members.values().map(|member| member.config.listen.to_string()).collect();
         let mut layers = lab::layers(certs.path(), &self.data(id))?;
+        self.stores.tell(&mut layers)?;
         layers.flag("test", "cluster.role", role)?;
         layers.flag("test", "cluster.network", "lan")?;
         layers.flag("test", "cluster.join", &join.join(","))?;

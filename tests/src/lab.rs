@@ -28,9 +28,6 @@ pub const REGION: &str = "eu";
 /// What every relay of a test is told: free ports, its certificates and its data.
 pub fn layers(certs: &Path, data: &Path) -> Result<Layers> {
     let mut layers = Layers::default();
-    if Regions::are_shared() {
-        layers.flag("test", "store.engine", "dynamodb")?;
-    }
     layers.flag("test", "listen", "127.0.0.1:0")?;
     layers.flag("test", "admin", "127.0.0.1:0")?;
     layers.flag("test", "certs", &certs.to_string_lossy())?;
@@ -46,22 +43,39 @@ pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>,
     Ok(())
 }
 
-/// Stores of regions in memory, for relays that share them: with `TESTS_STORE=memory` in the environment, all tests
-/// run on such.
-#[derive(Debug, Default)]
-pub struct Regions(BTreeMap<RegionId, Memory>);
+/// Stores of regions in memory, for relays that share them.
+#[derive(Debug)]
+pub struct Regions {
+    are_shared: bool,
+    stores: BTreeMap<RegionId, Memory>,
+}
+
+impl Default for Regions {
+    /// With `TESTS_STORE=memory` in the environment all tests run on such; otherwise regions have files.
+    fn default() -> Self {
+        Self { are_shared: std::env::var("TESTS_STORE").is_ok_and(|store| store == "memory"), stores: BTreeMap::new() }
+    }
+}
 
 impl Regions {
-    fn are_shared() -> bool {
-        std::env::var("TESTS_STORE").is_ok_and(|store| store == "memory")
+    pub fn shared() -> Self {
+        Self { are_shared: true, ..Self::default() }
+    }
+
+    /// What a relay is told of its store.
+    pub fn tell(&self, layers: &mut Layers) -> Result<()> {
+        if self.are_shared {
+            layers.flag("test", "store.engine", "dynamodb")?;
+        }
+        Ok(())
     }
 
     /// This machine, with the store of `region` if that is shared.
     pub async fn host(&mut self, region: &RegionId) -> Result<Host> {
-        if !Self::are_shared() {
+        if !self.are_shared {
             return Ok(Host::system());
         }
-        let engine = self.0.entry(region.clone()).or_default().clone();
+        let engine = self.stores.entry(region.clone()).or_default().clone();
         shared::init(Arc::new(engine.clone()), region, &Threads::System).await?;
         Ok(Host { shared: Some(Arc::new(engine)), ..Host::system() })
     }
@@ -92,12 +106,14 @@ impl Lab {
         authority.init(&REGION.parse()?, now)?;
         let id: RelayId = format!("{REGION}/{REGION}-1").parse()?;
         let certs = authority.relay(&id, now)?;
+        let stores = Regions::default();
         let mut layers = layers(certs.path(), &folder.path().join("data"))?;
+        stores.tell(&mut layers)?;
         for (key, value) in settings {
             layers.flag("test", key, value)?;
         }
         let config = layers.config()?;
-        let mut lab = Self { folder, authority, config, relay: None, stores: Regions::default(), skew: Arc::default() };
+        let mut lab = Self { folder, authority, config, relay: None, stores, skew: Arc::default() };
         lab.up().await?;
         Ok(lab)
     }

@@ -82,6 +82,7 @@ impl Cluster {
         let role = match identity.kind() {
             Kind::Store => "store",
             Kind::Edge => "edge",
+            Kind::Share => "share",
         };
         MemberReport {
             relay: identity.relay().clone(),

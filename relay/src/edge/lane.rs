@@ -16,7 +16,7 @@ use crate::router::{Route, away};
 use bytes::Bytes;
 use godwit_core::{Command, Outcome};
 use godwit_wire::codec::{self, CodecError, Decoded, Frame, FrameReader};
-use godwit_wire::frame::{Hello, History, Reply, Request, Welcome};
+use godwit_wire::frame::{Ack, Hello, History, Reply, Request, Welcome};
 use godwit_wire::{ChatId, Code, Refusal};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -213,10 +213,10 @@ async fn submit(
     let mut commands = std::mem::take(commands);
     while let Some(first) = commands.first() {
         let chat = first.stamp.chat.clone();
-        let here = edge.router.owner_of(chat.home()).is_some();
+        let here = edge.router.owns(&chat).is_some();
         let together = |command: &Command| {
             let other = &command.stamp.chat;
-            *other == chat || here && edge.router.owner_of(other.home()).is_some()
+            *other == chat || here && edge.router.owns(other).is_some()
         };
         let count = commands.iter().take_while(|command| together(command)).count();
         let (later_numbers, later_commands) = (numbers.split_off(count), commands.split_off(count));
@@ -256,8 +256,9 @@ async fn decide(
     commands: Vec<Command>,
     later: impl Fn() -> Later,
 ) -> Result<Replies, Refusal> {
-    match edge.router.route(chat.home()) {
-        Route::Here(owner) => {
+    match edge.router.route_chat(chat) {
+        // What it sent while nobody owned the chat comes first.
+        Route::Here(owner) if !owner.store.is_shared() || !edge.outbox.holds(chat, &session.sender) => {
             let missing = edge.router.missing(&commands).await;
             let outcomes = owner.store.submit_with(commands, missing).await?;
             Ok(Box::pin(async move { Ok(outcomes.await?.into_iter().map(outcome).collect()) }))
@@ -279,7 +280,7 @@ async fn decide(
                 }
             }))
         }
-        Route::There(_) | Route::Away => {
+        Route::Here(_) | Route::There(_) | Route::Away => {
             tracing::debug!(%chat, count = commands.len(), "queueing");
             // Now, not when its reply's turn comes: what follows must find it.
             let replies = queue(edge, session, commands, &later()).await;
@@ -370,9 +371,13 @@ async fn answer(edge: &Edge, session: &Session, request: Request) -> Reply {
 
 async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<Reply, Refusal> {
     let home = session.sender.device.home();
-    let mut route = edge.router.route(&home);
+    let mut route = match (concerns(&request), edge.router.local(&home)) {
+        (Some(chat), _) => edge.router.route_copy(&home, chat),
+        (None, Some(owner)) => Route::Here(owner),
+        (None, None) => edge.router.route(&home),
+    };
     if let (Route::Away, Some(chat)) = (&route, reads(&request)) {
-        route = edge.router.route(chat.home());
+        route = edge.router.route_chat(chat);
     }
     match (request, route) {
         (
@@ -383,17 +388,32 @@ async fn try_answer(edge: &Edge, session: &Session, request: Request) -> Result<
             _,
         ) => blobs::answer(edge, session, request).await,
         (Request::Hello(_), _) => Ok(Reply::Welcome(welcome(edge, session))),
-        (Request::Ack(acks), Route::Here(owner)) => {
-            owner.fanout.acknowledged(session.link.clone(), acks).await;
-            Ok(Reply::Done)
-        }
         (Request::Ack(acks), _) => {
-            session.remote.acknowledged(session, acks);
+            acknowledged(edge, session, acks).await;
             Ok(Reply::Done)
         }
         (request, Route::Here(owner)) => owner.answer(&session.sender, request).await,
         (request, Route::There(peer)) => ask(session, &peer, request).await,
         (_, Route::Away | Route::Nowhere) => Err(away(&home)),
+    }
+}
+
+/// Tells the owners of chats what the device took of them.
+async fn acknowledged(edge: &Edge, session: &Session, acks: Vec<Ack>) {
+    let home = session.sender.device.home();
+    let owned = |ack: &Ack| matches!(edge.router.route_copy(&home, &ack.chat), Route::Here(_));
+    let (here, there): (Vec<Ack>, Vec<Ack>) = acks.into_iter().partition(owned);
+    if let Some(owner) = edge.router.local(&home).filter(|_| !here.is_empty()) {
+        owner.fanout.acknowledged(session.link.clone(), here).await;
+    }
+    session.remote.acknowledged(edge, session, there);
+}
+
+/// The chat whose owner answers a request.
+fn concerns(request: &Request) -> Option<&ChatId> {
+    match request {
+        Request::MarkRead { chat, .. } => Some(chat),
+        request => reads(request),
     }
 }
 

@@ -35,15 +35,13 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
     let Identity::Device { device, enrolment } = peer.identity else { return Err(Code::NotADevice.into()) };
     let sender = Sender { device, enrolment };
     edge.revocations.check(&sender)?;
-    let owner = match edge.router.route(&sender.device.home()) {
-        Route::Here(owner) => {
-            owner.admit(&sender).await?;
-            Some(owner)
-        }
+    let owner = edge.router.local(&sender.device.home());
+    if let Some(owner) = owner {
+        owner.admit(&sender).await?;
+    } else if let Route::Nowhere = edge.router.route(&sender.device.home()) {
         // It is of this authority, so its region exists: this relay has not met it, or not since it started.
-        Route::Nowhere => return Err(away(&sender.device.home())),
-        Route::There(_) | Route::Away => None,
-    };
+        return Err(away(&sender.device.home()));
+    }
     let (lane, number, hello) = tokio::time::timeout(PATIENCE, Lane::hello(connection))
         .await
         .map_err(|_| Refusal::because(Code::Malformed, "no hello came"))??;
@@ -77,16 +75,14 @@ pub(super) async fn serve(edge: &Arc<Edge>, connection: &Connection, full: bool)
         (Ok(()), None) => remote(edge, connection, &session, lane, number).await,
     };
     edge.router.cluster.withdraw(&session.user);
-    match owner {
-        Some(owner) => {
-            owner.fanout.detached(link.clone()).await;
-            // Also waits for what this connection still had in the writer's queue.
-            if let Err(refusal) = owner.store.seen(session.sender.device.clone()).await {
-                tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
-            }
+    if let Some(owner) = owner {
+        owner.fanout.detached(link.clone()).await;
+        // Also waits for what this connection still had in the writer's queue.
+        if let Err(refusal) = owner.store.seen(session.sender.device.clone()).await {
+            tracing::debug!(%refusal, device = %session.sender.device, "last seen was not noted");
         }
-        None => session.remote.end(&session),
     }
+    session.remote.end(&session);
     edge.registry.detach(&link);
     edge.metrics.connections.set(i64::try_from(edge.registry.len()).unwrap_or(i64::MAX));
     result
@@ -106,7 +102,15 @@ async fn attached(
     tracing::info!(device = %session.sender.device, "connected");
     // A session begins once.
     let _ = session.generation.set(owner.store.client_generation());
-    serve_lanes(edge, connection, session, first, hello).await
+    let serving = serve_lanes(edge, connection, session, first, hello);
+    if !owner.store.is_shared() {
+        return serving.await;
+    }
+    tokio::select! {
+        biased;
+        refused = session.remote.keep(edge, session, None) => refused,
+        served = serving => served,
+    }
 }
 
 /// A device whose user's home is another relay.
@@ -129,7 +133,7 @@ async fn remote(
     };
     tokio::select! {
         biased;
-        refused = session.remote.keep(edge, session, told) => refused,
+        refused = session.remote.keep(edge, session, Some(told)) => refused,
         served = serving => served,
     }
 }

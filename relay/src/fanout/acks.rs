@@ -16,11 +16,31 @@ const ASLEEP: u64 = 12;
 impl Worker {
     /// A user took or read a chat up to `up_to`; with `link`, on this connection.
     pub(super) fn reached(&mut self, user: &UserId, link: Option<&Arc<Link>>, chat: ChatId, up_to: Seq, read: bool) {
+        let fan = self.chats.entry(chat.clone()).or_default();
+        // Of a store that is shared, another relay may have committed what this one has not heard of.
+        let is_news = self.store.is_shared() && fan.known_head().is_some_and(|head| head < up_to);
+        if is_news && fan.loaded == Loaded::Yes {
+            fan.loaded = Loaded::No;
+        }
+        let head = fan.known_head().filter(|_| !is_news);
+        self.reached_of(head, user, link, chat, up_to, read);
+    }
+
+    /// As [`Worker::reached`], of a chat whose head is `head`, if that is known.
+    pub(super) fn reached_of(
+        &mut self,
+        head: Option<Seq>,
+        user: &UserId,
+        link: Option<&Arc<Link>>,
+        chat: ChatId,
+        up_to: Seq,
+        read: bool,
+    ) {
         let now = self.now();
         let copy = *chat.home() != self.region;
         let fan = self.chats.entry(chat.clone()).or_default();
         fan.active_millis = now;
-        let Some(head) = fan.known_head() else {
+        let Some(head) = head else {
             self.deferred.entry(chat.clone()).or_default().push(Deferred {
                 user: user.clone(),
                 link: link.cloned(),
@@ -64,7 +84,7 @@ impl Worker {
                     fan.waiting.remove(&link.device);
                 }
                 if row == Row::Written {
-                    self.moves.insert(key(), InboxChange::Remove);
+                    self.moves.insert(key(), InboxChange::Taken(up_to));
                 }
             }
             Progress::Moved(from) if !matches!(track, Track::Live { row: Row::None, .. }) => {

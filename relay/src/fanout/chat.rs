@@ -87,6 +87,9 @@ impl ChatFan {
         if first {
             self.before = self.first.map_or(head, |first| first.prev().min(head));
             self.told_floors = self.floors();
+        } else if head > self.fanned {
+            // Committed by another relay that shares the store.
+            self.before = self.before.max(head);
         }
         if news.is_some() {
             self.copied = news;

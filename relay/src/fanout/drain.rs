@@ -117,7 +117,8 @@ impl Worker {
     ) {
         let after = track.read_up_to(covered, head, self.now());
         if after.is_none() {
-            self.moves.insert((device.clone(), chat.clone()), InboxChange::Remove);
+            let change = head.max(covered).map_or(InboxChange::Remove, InboxChange::Taken);
+            self.moves.insert((device.clone(), chat.clone()), change);
         }
         if let Some(state) = self.devices.get_mut(device) {
             state.set(chat, after);

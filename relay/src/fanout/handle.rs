@@ -39,6 +39,8 @@ pub(super) enum Input {
     },
     /// Devices are to compare what they have.
     Restored,
+    /// Which relays share the store changed, and so which chats are this one's.
+    Owners,
     /// The store of a region and this one agree.
     Met(RegionId),
     /// How far everybody got in a chat whose home is another region.
@@ -80,6 +82,10 @@ impl Fanout {
 
     pub(crate) async fn restored(&self) {
         let _ = self.inputs.send(Input::Restored).await;
+    }
+
+    pub(crate) async fn owners_changed(&self) {
+        let _ = self.inputs.send(Input::Owners).await;
     }
 
     pub(crate) async fn met(&self, region: RegionId) {

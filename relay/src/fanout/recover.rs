@@ -1,6 +1,6 @@
 //! Going on where an earlier run, or the store before a fault, left off.
 
-use super::{Worker, region};
+use super::{ROWS_TICKS, Worker, region};
 use crate::edge::Link;
 use crate::revocations::forgotten_before;
 use crate::router::another_past;
@@ -25,7 +25,9 @@ impl Worker {
             let chats = self.store.read(move |store| store.dirty(from.as_ref(), RECOVER.entries)).await?;
             let Some(last) = chats.last().cloned() else { return Ok(()) };
             for chat in chats {
-                self.recover_chat(chat).await?;
+                if self.owns(&chat) {
+                    self.recover_chat(chat).await?;
+                }
             }
             after = Some(last);
         }
@@ -93,6 +95,17 @@ impl Worker {
                 link.close(&another_past());
             }
         }
+    }
+
+    /// Other relays share the store than before: what others own now is left to them, and what they left is taken up.
+    pub(super) async fn owners_changed(&mut self) {
+        tracing::info!("other relays share the store than before; what each owns is found anew");
+        self.flush_rows();
+        self.flush_moves();
+        self.save_progress(|_| true);
+        self.store.forget();
+        self.rows_due = (self.ticks + ROWS_TICKS, 2 * ROWS_TICKS);
+        self.reopened().await;
     }
 
     /// After a fault of the store: forget, and go on as after a crash. Connected devices stay.

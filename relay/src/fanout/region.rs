@@ -6,7 +6,9 @@ use super::chat::Floors;
 use super::drain::PageRead;
 use super::{Report, Worker, entry_event, event_frame};
 use crate::edge::Link;
+use crate::peers::PeerLink;
 use crate::peers::frame::PeerFrame;
+use crate::router::chat_key;
 use crate::store::{PageLimit, RegionRun, Unsettled, Watermark};
 use bytes::Bytes;
 use godwit_core::Entry;
@@ -123,6 +125,14 @@ impl Worker {
         self.devices.get(&DeviceId::of_region(region))?.link.as_ref()
     }
 
+    /// The relay of a region that is told: the owner of a chat at home there, and whoever keeps the region's copies.
+    fn who_hears(&self, region: &RegionId, chat: &ChatId, telling: &Telling) -> Option<Arc<PeerLink>> {
+        match (telling, &self.cluster) {
+            (Telling::Marks(_), Some(cluster)) => cluster.peers.get(&cluster.owner(region, &chat_key(chat))?),
+            _ => self.region_link(region)?.peer().cloned(),
+        }
+    }
+
     /// Tells the homes of chats how far this region's users got, and other regions how far everybody did.
     pub(super) fn tell_regions(&mut self) {
         let mut tell = Vec::new();
@@ -138,7 +148,7 @@ impl Worker {
         }
         for (chat, region, telling) in tell {
             // One that is away is told once it is back.
-            let Some(peer) = self.region_link(&region).and_then(|link| link.peer()).cloned() else { continue };
+            let Some(peer) = self.who_hears(&region, &chat, &telling) else { continue };
             let frame = match &telling {
                 Telling::Marks(marks) => PeerFrame::Reached { chat: chat.clone(), marks: marks.clone() },
                 Telling::Floors((delivered, read)) => {

@@ -1,12 +1,12 @@
 //! The users and devices that fan-out has met, and those that are new, enrolled anew or shut out.
 
 use super::device::DeviceFan;
-use super::{STORE_POLL, Worker, region};
+use super::{ROWS_TICKS_MOST, STORE_POLL, Worker, region};
 use crate::store::{Committed, StoreError};
 use godwit_core::device::Revocation;
 use godwit_core::inbox::Track;
 use godwit_wire::{Code, DeviceId, UserId};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Users kept in memory who have no device connected.
 const IDLE_USERS: usize = 100_000;
@@ -56,6 +56,9 @@ impl Worker {
             }
             self.users.insert(user, devices.into_iter().map(|(device, _)| device).collect());
             for (device, chat, row) in rows {
+                if !self.owns(&chat) {
+                    continue;
+                }
                 // What is known already is newer than the store.
                 if let Some(fan) = self.devices.get_mut(&device)
                     && fan.track(&chat).is_none()
@@ -66,6 +69,32 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Finds rows that other relays began for devices that are connected, in chats that this one owns.
+    pub(super) async fn look_for_rows(&mut self) {
+        let (due, wait) = self.rows_due;
+        if !self.store.is_shared() || self.ticks < due {
+            return;
+        }
+        self.rows_due = (self.ticks + wait, (2 * wait).min(ROWS_TICKS_MOST));
+        let connected = self.devices.iter().filter(|(_, state)| state.link.is_some());
+        let users: BTreeSet<UserId> = connected.map(|(device, _)| device.user()).collect();
+        for user in users {
+            let id = user.clone();
+            let Ok(rows) = self.store.read(move |store| store.inbox_of_user(&id)).await else { continue };
+            for (device, chat, row) in rows {
+                // One that is known, or is on its way to be changed, is newer here.
+                let is_known = self.moves.contains_key(&(device.clone(), chat.clone())) || !self.saves.is_idle();
+                if is_known || !self.owns(&chat) {
+                    continue;
+                }
+                if let Some(state) = self.devices.get_mut(&device).filter(|state| state.track(&chat).is_none()) {
+                    state.set(&chat, Some(Track::behind(row.from)));
+                    self.drain(&device);
+                }
+            }
+        }
     }
 
     pub(super) async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {

@@ -90,6 +90,13 @@ impl Threads {
 }
 
 impl Thread {
+    /// Ends it where it stands, in a simulation. A thread of the system's goes on to its end.
+    pub(crate) fn abort(&self) {
+        if let Self::Inline(task) = self {
+            task.abort();
+        }
+    }
+
     /// Waits for its end. False if it panicked.
     pub async fn ended(self) -> bool {
         match self {

@@ -33,14 +33,15 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
     tracing::info!(peer = %link.relay(), "linked");
     edge.router.cluster.linked(&link);
     edge.router.cluster.spawn(revocations::tell(link.clone(), told_to(edge, &link)));
-    let region = edge
-        .router
-        .owner
-        .as_ref()
-        .filter(|owner| link.peer.kind() == Kind::Store && link.relay().region() != owner.region);
+    let region =
+        edge.router.owner.as_ref().filter(|owner| link.peer.kind().is_owner() && link.relay().region() != owner.region);
     let region = region.map(|_| edge.registry.region(link.clone()));
     if let (Some(owner), Some(region)) = (&edge.router.owner, &region) {
-        owner.fanout.attached(region.clone()).await;
+        if link.peer.kind() == Kind::Store {
+            owner.fanout.attached(region.clone()).await;
+        } else {
+            edge.router.cluster.spawn(attach_first(edge.clone(), region.clone(), link.clone()));
+        }
     }
     let served =
         Served { edge: edge.clone(), link: link.clone(), attached: Mutex::default(), region, met: SetOnce::new() };
@@ -62,6 +63,30 @@ pub(crate) async fn serve(edge: &Arc<Edge>, link: Arc<PeerLink>) {
         }
     }
     tracing::info!(peer = %link.relay(), "the link ended");
+}
+
+/// Of relays that share the store of another region, one gets its users' entries: the owner of what concerns the region as a
+/// whole, as long as the peer is that.
+async fn attach_first(edge: Arc<Edge>, region: Arc<Link>, link: Arc<PeerLink>) {
+    let Some(owner) = &edge.router.owner else { return };
+    let mut changes = edge.router.changes();
+    let mut is_attached = false;
+    loop {
+        changes.mark_unchanged();
+        let is_first = edge.router.cluster.owner(&link.relay().region(), &[]).as_ref() == Some(link.relay());
+        if std::mem::replace(&mut is_attached, is_first) != is_first {
+            if is_first {
+                owner.fanout.attached(region.clone()).await;
+            } else {
+                owner.fanout.detached(region.clone()).await;
+            }
+        }
+        tokio::select! {
+            biased;
+            () = link.connection.closed() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 /// The revocations that a peer is told of when it is met.
@@ -236,7 +261,7 @@ impl Served {
     async fn revoked(&self, revocations: Vec<Revocation>) -> Result<(), Refusal> {
         let edge = &self.edge;
         let peer = self.link.relay().region();
-        let own_store = peer == edge.router.region && self.link.peer.kind() == Kind::Store;
+        let own_store = peer == edge.router.region && self.link.peer.kind().is_owner();
         let believed = |device: &DeviceId| own_store || device.home() == peer;
         let mut news = revocations;
         news.retain(|revocation| believed(&revocation.device) && !edge.revocations.knows(revocation));

@@ -16,6 +16,9 @@ pub enum InboxChange {
     Begin(Seq),
     /// The device has taken everything below.
     MoveTo(Seq),
+    /// The device has taken everything up to here, and that is all there is. A row that begins later, of entries that came
+    /// since, stays.
+    Taken(Seq),
     Remove,
 }
 
@@ -63,7 +66,11 @@ impl Write for InboxWrites {
                 (InboxChange::MoveTo(from), Some(row)) if row.from < *from => {
                     InboxRow { from: *from, since: batch.now }
                 }
-                (InboxChange::MoveTo(_), _) => continue,
+                (InboxChange::Taken(up_to), Some(row)) if row.from <= up_to.next() => {
+                    batch.rows.delete(INBOX, &key)?;
+                    continue;
+                }
+                (InboxChange::MoveTo(_) | InboxChange::Taken(_), _) => continue,
                 (InboxChange::Remove, _) => {
                     batch.rows.delete(INBOX, &key)?;
                     continue;

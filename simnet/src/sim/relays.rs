@@ -5,16 +5,18 @@ use crate::disk::{SimDisk, Unsynced};
 use crate::world::places::Access;
 use crate::world::{HostId, SimSocket, World};
 use anyhow::{Context, Result, bail};
-use godwit_relay::config::Layers;
+use godwit_relay::config::{Layers, StoreEngine};
 use godwit_relay::host::{Disk, Host, Network, Threads};
 use godwit_relay::store::file;
+use godwit_relay::store::shared::init;
+use godwit_relay::store::shared::memory::Fate;
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Refusal, RelayId};
 use quinn::AsyncUdpSocket;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -57,14 +59,15 @@ fn store_path() -> PathBuf {
 }
 
 impl Sim {
-    /// A new relay, started: the first of a region holds its store, those after it are edges. `settings` go over the
-    /// defaults, as `("limits.sends_per_second", "5")`.
+    /// A new relay, started: the first of a region holds its store, those after it are edges; if the settings say
+    /// `store.engine = "dynamodb"`, all share it. `settings` go over the defaults, as `("limits.sends_per_second", "5")`.
     pub async fn relay(&self, id: &str, settings: &[(&str, &str)]) -> Result<()> {
         let relay: RelayId = id.parse()?;
         let region = relay.region();
         self.0.authority.ensure(&region, self.wall())?;
         let certs = self.0.authority.relay(&relay, self.wall())?;
-        let first = self.hosts(region.as_str()).is_empty();
+        let shares = settings.contains(&("store.engine", "dynamodb"));
+        let first = self.hosts(region.as_str()).is_empty() || shares;
         let join: Vec<String> = self.relays().iter().map(|id| self.address(id)).collect::<Result<_>>()?;
         let host = self.0.world.add(id, region.as_str(), Access::DATA_CENTRE, false);
         let failed = Arc::new(Notify::new());
@@ -137,12 +140,36 @@ impl Sim {
             };
             (node.config.clone(), host)
         })?;
+        let host = self.shared(id, &config, host).await?;
         if self.is_up(id) {
             bail!("{id} is up already");
         }
         self.0.world.note(&format!("start {id}"));
         let relay = Relay::start(&config, &host).await.with_context(|| format!("{id} does not start"))?;
         self.node(id, |node| node.relay = Some(relay))
+    }
+
+    /// With the store of the relay's region, if that is shared: calls take a while, and some are throttled or get no answer.
+    async fn shared(&self, id: &str, config: &Config, host: Host) -> Result<Host> {
+        if config.store.engine != StoreEngine::Dynamodb {
+            return Ok(host);
+        }
+        let region = id.parse::<RelayId>()?.region();
+        let store = self.0.stores.borrow_mut().entry(region.to_string()).or_default().clone();
+        init(Arc::new(store.clone()), &region, &host.threads).await?;
+        let random = Mutex::new(self.rng(&format!("the store as {id} reaches it, {:?}", self.now())));
+        let weather = Arc::new(move || {
+            let mut random = random.lock().unwrap_or_else(PoisonError::into_inner);
+            let (dice, landed) = (random.u32(0..1_000), random.bool());
+            let after = Duration::from_micros(random.u64(500..20_000));
+            match dice {
+                0..5 => Fate::Throttled,
+                5..10 => Fate::NoAnswer { landed, after: 20 * after },
+                10..30 => Fate::Done(20 * after),
+                _ => Fate::Done(after),
+            }
+        });
+        Ok(Host { shared: Some(Arc::new(store.seen_under(weather))), ..host })
     }
 
     /// Stops a relay in order.

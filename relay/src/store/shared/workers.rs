@@ -102,6 +102,10 @@ impl Topics {
         self.state().kept.contains_key(topic)
     }
 
+    pub(crate) fn forget(&self) {
+        self.state().kept.clear();
+    }
+
     /// Nobody can ask for more: workers end once nothing is left.
     pub(crate) fn close(&self) {
         self.ready.close();

@@ -21,6 +21,9 @@ pub(crate) struct Day {
     /// A scenario file; the general workload, if none is given.
     #[arg(long)]
     pub(crate) scenario: Option<PathBuf>,
+    /// The general workload on relays that share the stores of their regions.
+    #[arg(long, conflicts_with = "scenario")]
+    pub(crate) sharing: bool,
     /// Leaves steps out, by their numbers.
     #[arg(long, value_delimiter = ',')]
     pub(crate) without: Vec<usize>,
@@ -51,7 +54,7 @@ impl fmt::Display for Day {
 
 impl Day {
     pub(crate) fn of_scenario(path: PathBuf, seed: u64) -> Result<Self> {
-        let day = Self { seed, scenario: Some(path), without: Vec::new(), sabotage: None };
+        let day = Self { seed, scenario: Some(path), sharing: false, without: Vec::new(), sabotage: None };
         day.plan()?;
         Ok(day)
     }
@@ -60,6 +63,9 @@ impl Day {
         let mut all = Vec::new();
         if let Some(path) = &self.scenario {
             all.extend(["--scenario".to_owned(), path.display().to_string()]);
+        }
+        if self.sharing {
+            all.push("--sharing".to_owned());
         }
         if !self.without.is_empty() {
             let numbers: Vec<String> = self.without.iter().map(usize::to_string).collect();
@@ -80,6 +86,7 @@ impl Day {
     pub(crate) fn plan(&self) -> Result<Plan, ScenarioError> {
         let mut plan = match &self.scenario {
             Some(path) => Scenario::read(path)?.plan(self.seed),
+            None if self.sharing => general::sharing(self.seed),
             None => general::plan(self.seed),
         };
         if let Some(number) = self.without.iter().find(|number| **number >= plan.steps.len()) {

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Sweep {
     /// A scenario file; the general workload, if none is given.
     scenario: Option<PathBuf>,
+    /// The general workload on relays that share the stores of their regions.
+    #[arg(long, conflicts_with = "scenario")]
+    sharing: bool,
     /// How many seeds.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
@@ -42,7 +45,8 @@ struct Tally {
 
 impl Sweep {
     fn day(&self, seed: u64) -> Day {
-        Day { seed, scenario: self.scenario.clone(), without: Vec::new(), sabotage: self.sabotage }
+        let (scenario, sharing) = (self.scenario.clone(), self.sharing);
+        Day { seed, scenario, sharing, without: Vec::new(), sabotage: self.sabotage }
     }
 
     /// Whether all seeds were clean.
