@@ -45,7 +45,7 @@ use chat::{ChatFan, Floors, Loaded};
 use device::{DeviceFan, Offer};
 use drain::{Page, PageRead};
 use godwit_core::Entry;
-use godwit_core::inbox::Track;
+use godwit_core::inbox::{Row, Track};
 use godwit_core::sabotage::{self, Sabotage};
 use godwit_wire::entry::{Change, EntryBody};
 use godwit_wire::frame::{Ack, Event};
@@ -322,6 +322,8 @@ impl Worker {
         let abroad = region::abroad(&self.region, chat, recipients);
         let served = region::served(&self.region, recipients, &abroad);
         let (mut behind, mut begin, mut pushes) = (Vec::new(), Vec::new(), Pushes::default());
+        // Of a shared store, another relay may have removed a row that was there: whoever counts on one begins it again.
+        let is_shared = self.store.is_shared();
         for device in served.filter_map(|user| self.users.get(user)).flatten() {
             let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
             let frame = || {
@@ -337,10 +339,15 @@ impl Worker {
                         state.set(chat, None);
                     } else if first {
                         fan.waiting.insert(device.clone());
+                    } else if let Some(Track::Live { open, row: Row::Written }) =
+                        state.track(chat).filter(|_| is_shared)
+                    {
+                        begin.push((device.clone(), open.first));
                     }
                 }
                 Offer::Behind { begin: from } => {
-                    begin.extend(from.map(|from| (device.clone(), from)));
+                    let counted_on = state.track(chat).filter(|_| is_shared).map(Track::first);
+                    begin.extend(from.or(counted_on).map(|from| (device.clone(), from)));
                     if state.wants_drain() {
                         behind.push(device.clone());
                     }
@@ -452,13 +459,14 @@ impl Worker {
         if state.link.is_none() {
             return;
         }
-        for (chat, from) in state.detach() {
+        for (chat, from) in state.detach(self.store.is_shared()) {
             self.begin_row(device, &chat, from);
         }
     }
 
     /// Begins an inbox row; the chat does not wait for the device any more.
     fn begin_row(&mut self, device: &DeviceId, chat: &ChatId, from: Seq) {
+        tracing::trace!(%device, %chat, %from, "an inbox row begins");
         let ticket = self.saves.next_ticket();
         if let Some(fan) = self.chats.get_mut(chat) {
             fan.waiting.remove(device);
@@ -502,7 +510,10 @@ impl Worker {
                     fan.loaded = Loaded::No;
                 }
             }
-            Report::Saved(Saved { ticket }) => {
+            Report::Saved(Saved { ticket, left }) => {
+                for (device, chat, from) in left {
+                    self.row_stays(&device, &chat, from);
+                }
                 while let Some((_, chat)) = self.begun.pop_front_if(|(begun, _)| *begun <= ticket) {
                     if let Some(fan) = self.chats.get_mut(&chat) {
                         fan.begun.retain(|(begun, _)| *begun > ticket);

@@ -42,12 +42,12 @@ pub use tables::{Floor, Watermark};
 use crate::host::{Host, Thread};
 use crate::metrics::Metrics;
 use chats::{ChatCache, Commands};
-use delivery::{InboxWrites, SaveProgress};
+use delivery::{InboxWrites, Round, SaveProgress};
 use devices::{Enrol, NoteRevocations, Renewed, Revoke, Seen};
 use godwit_core::device::Revocation;
 use godwit_core::{Command, Entry, Outcome};
 use godwit_wire::frame::{ChatList, HistoryPage, Range};
-use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, UnixMillis, UserId};
+use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, Seq, UnixMillis, UserId};
 use redb::Database;
 use replica::Replicate;
 pub(crate) use restored::Met;
@@ -429,9 +429,9 @@ impl Store {
         all: Vec<T>,
         chat: impl Fn(&T) -> &ChatId,
         write: impl Fn(Vec<T>) -> W,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Vec<W::Output>, Refusal> {
         if !self.is_shared() {
-            return self.write(write(all)).await.map(drop);
+            return Ok(vec![self.write(write(all)).await?]);
         }
         let mut parts: BTreeMap<ChatId, Vec<T>> = BTreeMap::new();
         for one in all {
@@ -441,11 +441,11 @@ impl Store {
         for part in parts.into_values() {
             answers.push(self.queue(write(part)).await?);
         }
-        let mut result = Ok(());
+        let mut outputs = Vec::new();
         for answer in answers {
-            result = result.and(answer.await.map(drop));
+            outputs.push(answer.await);
         }
-        result
+        outputs.into_iter().collect()
     }
 
     /// Waits until there is room for `commands`, then queues them and returns the wait for their outcomes, one each in
@@ -570,12 +570,20 @@ impl Store {
         self.write(Seen { device }).await
     }
 
-    pub async fn write_inbox(&self, writes: Vec<InboxWrite>) -> Result<(), Refusal> {
-        self.write_parts(writes, |write| &write.chat, InboxWrites).await
+    /// Changes inbox rows. Gives those that were to go, and stay for what came since: from where on.
+    pub async fn write_inbox(&self, writes: Vec<InboxWrite>) -> Result<Vec<(DeviceId, ChatId, Seq)>, Refusal> {
+        let of = |round| move |writes| InboxWrites { writes, round };
+        if !self.is_shared() {
+            return self.write(InboxWrites { writes, round: Round::Only }).await;
+        }
+        let taken = |write: &&InboxWrite| matches!(write.change, InboxChange::Taken(_));
+        let taken: Vec<InboxWrite> = writes.iter().filter(taken).cloned().collect();
+        self.write_parts(writes, |write| &write.chat, of(Round::Leave)).await?;
+        Ok(self.write_parts(taken, |write| &write.chat, of(Round::Gone)).await?.concat())
     }
 
     pub async fn save_progress(&self, progress: Vec<ChatProgress>) -> Result<(), Refusal> {
-        self.write_parts(progress, |progress| &progress.chat, SaveProgress).await
+        self.write_parts(progress, |progress| &progress.chat, SaveProgress).await.map(drop)
     }
 
     /// Runs `read` on a snapshot, on a thread where it may block.

@@ -65,6 +65,7 @@ impl Regions {
     /// What a relay is told of its store.
     pub fn tell(&self, layers: &mut Layers) -> Result<()> {
         if self.are_shared {
+            layers.flag("test", "attachments.store", "off")?;
             layers.flag("test", "store.engine", "dynamodb")?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Puts a configuration together from its layers, and remembers where each value came from.
 
-use super::{BlobStoreKind, Config};
+use super::{BlobStoreKind, Config, StoreEngine};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use std::collections::BTreeMap;
@@ -172,6 +172,12 @@ impl Layers {
             let key = "s3.bucket".to_owned();
             let what = "must be given, since attachments.store is s3".to_owned();
             return Err(ConfigError::Value { origin: Origin::Default, key, what });
+        }
+        if config.store.engine == StoreEngine::Dynamodb && config.attachments.store == BlobStoreKind::Files {
+            let key = "attachments.store".to_owned();
+            let origin = self.origins.get(&key).cloned().unwrap_or(Origin::Default);
+            let what = "must be s3 or off, since store.engine is dynamodb: files lie at one relay".to_owned();
+            return Err(ConfigError::Value { origin, key, what });
         }
         Ok(config)
     }

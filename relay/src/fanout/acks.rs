@@ -76,6 +76,7 @@ impl Worker {
             self.metrics.delivery_latency.observe(waited.as_secs_f64());
         }
         let progress = track.acknowledge(up_to, now);
+        tracing::trace!(device = %link.device, %chat, %up_to, ?progress, "taken");
         state.set(chat, if matches!(progress, Progress::Done(_)) { None } else { Some(track) });
         let key = || (link.device.clone(), chat.clone());
         match progress {
@@ -92,6 +93,18 @@ impl Worker {
             }
             Progress::Moved(_) | Progress::Same => {}
         }
+    }
+
+    /// The row of a device that had taken everything stays, for what came since: it goes with that.
+    pub(super) fn row_stays(&mut self, device: &DeviceId, chat: &ChatId, from: Seq) {
+        let owns = self.owns(chat);
+        let Some(state) = self.devices.get_mut(device).filter(|_| owns) else { return };
+        match state.track(chat).copied() {
+            Some(Track::Live { open, .. }) => state.set(chat, Some(Track::Live { open, row: Row::Written })),
+            Some(Track::Behind { .. }) => {}
+            None => state.set(chat, Some(Track::behind(from))),
+        }
+        self.drain(device);
     }
 
     pub(super) fn load_chat(&mut self, chat: &ChatId) {
@@ -154,7 +167,14 @@ impl Worker {
 
     fn late(&mut self, late: Vec<(DeviceId, ChatId, Open)>) {
         for (device, chat, open) in late {
+            let owns = self.owns(&chat);
             let Some(state) = self.devices.get_mut(&device) else { continue };
+            if !owns {
+                // The owner hears what the device takes, and finds the row.
+                state.set(&chat, None);
+                self.begin_row(&device, &chat, open.first);
+                continue;
+            }
             match state.link.as_ref().filter(|link| link.remote_epoch().is_some()) {
                 // What is pushed to another relay may get lost on the way: it is read again.
                 Some(link) => {

@@ -117,16 +117,19 @@ impl DeviceFan {
         None
     }
 
-    /// Ends the connection: what was on its way is behind. Gives the chats for which a row must be begun.
-    pub(super) fn detach(&mut self) -> Vec<(ChatId, Seq)> {
+    /// Ends the connection: what was on its way is behind. Gives the chats for which a row must be begun: also those for
+    /// which there was one, if that may be gone.
+    pub(super) fn detach(&mut self, rows_may_go: bool) -> Vec<(ChatId, Seq)> {
         self.link = None;
         self.reading = false;
         let chats: Vec<ChatId> = self.tracks.keys().cloned().collect();
         let mut begin = Vec::new();
         for chat in chats {
+            let was_live = matches!(self.tracks[&chat], Track::Live { .. });
             let (track, range) = self.tracks[&chat].detach();
             self.set(&chat, Some(track));
-            begin.extend(range.map(|range| (chat, range.from)));
+            let from = range.map(|range| range.from).or_else(|| (rows_may_go && was_live).then(|| track.first()));
+            begin.extend(from.map(|from| (chat, from)));
         }
         begin
     }

@@ -52,6 +52,7 @@ impl Worker {
             return;
         }
         let Some((chat, track)) = state.next_behind() else { return };
+        tracing::trace!(%device, %chat, ?track, "reading on");
         let Some(from) = track.next_to_read() else { return };
         state.reading = true;
         if device.is_region() {

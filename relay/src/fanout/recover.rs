@@ -35,6 +35,7 @@ impl Worker {
 
     async fn recover_chat(&mut self, chat: ChatId) -> Result<(), StoreError> {
         let mut from = self.chats.get(&chat).and_then(|fan| fan.fanned).map(Seq::next);
+        tracing::trace!(%chat, ?from, "what is not settled is taken up");
         loop {
             let start = from;
             let read = move |store: &Snapshot, chat: &ChatId| store.unsettled(chat, start, RECOVER);

@@ -2,7 +2,7 @@
 //! write runs goes into the next one.
 
 use crate::store::{ChatProgress, InboxWrite, Store};
-use godwit_wire::Refusal;
+use godwit_wire::{ChatId, DeviceId, Refusal, Seq};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,9 +16,11 @@ const ROOM: u64 = 65_536;
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Everything asked for up to this ticket is durable.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Saved {
     pub(super) ticket: u64,
+    /// Rows that were to go, and stay for what another relay committed since.
+    pub(super) left: Vec<(DeviceId, ChatId, Seq)>,
 }
 
 #[derive(Debug)]
@@ -100,8 +102,8 @@ async fn run(
         if !rows.is_empty() {
             let written = until_written(&store, &queue, rows, Store::write_inbox).await;
             match (written, ticket) {
-                (Ok(()), Some(ticket)) => saved(Saved { ticket }),
-                (Ok(()), None) => {}
+                (Ok(left), Some(ticket)) => saved(Saved { ticket, left }),
+                (Ok(_), None) => {}
                 // What was not written stays unsettled, and is taken up again when the store is open anew.
                 (Err(refusal), _) => tracing::warn!(%refusal, count, "inbox rows were not written"),
             }
@@ -117,12 +119,12 @@ async fn run(
 
 /// Writes until it is written. A store of redb says when it was opened anew, and everything is taken up again then; a
 /// shared one may have written some and not the rest, so all of it is tried again: twice is once.
-async fn until_written<'a, T: Clone, F: Future<Output = Result<(), Refusal>>>(
+async fn until_written<'a, T: Clone, O, F: Future<Output = Result<O, Refusal>>>(
     store: &'a Store,
     queue: &mpsc::UnboundedReceiver<Job>,
     what: T,
     write: impl Fn(&'a Store, T) -> F,
-) -> Result<(), Refusal> {
+) -> Result<O, Refusal> {
     loop {
         match write(store, what.clone()).await {
             Err(refusal) if store.is_shared() && !queue.is_closed() => {

@@ -1,13 +1,14 @@
 //! What fan-out keeps: inbox rows, watermarks, and how far a chat is settled.
 
 use super::StoreError;
+use super::chats::{last_entry, participants};
 use super::keys::Key;
-use super::rows::{Records, RecordsMut};
+use super::rows::{Records, RecordsMut, Rows};
 use super::shared::Topic;
-use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, WATERMARKS, Watermark};
+use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, PARTICIPANTS, WATERMARKS, Watermark};
 use super::writer::{Batch, Write};
 use godwit_core::inbox::InboxRow;
-use godwit_wire::{ChatId, DeviceId, Seq, UserId};
+use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
 
 /// A change of one inbox row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,21 +32,45 @@ pub struct InboxWrite {
     pub change: InboxChange,
 }
 
+/// How a row goes that its device has taken.
+///
+/// On a shared store another relay may just have committed an entry, seen the row, and left it at that. So a row goes in
+/// two rounds: it is marked as leaving, and only if the log has nothing more *then*, and nobody began the row anew since, it
+/// is removed. Whoever begins a row that is leaving writes it anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Round {
+    /// There is no other relay.
+    Only,
+    Leave,
+    Gone,
+}
+
+/// In place of the time since when a device is behind: the row is leaving.
+const LEAVING: UnixMillis = UnixMillis(0);
+
 /// Changes of inbox rows. They go on while the disk is full: a row is small, and removing one needs a commit too.
 #[derive(Debug)]
-pub(super) struct InboxWrites(pub(super) Vec<InboxWrite>);
+pub(super) struct InboxWrites {
+    pub(super) writes: Vec<InboxWrite>,
+    pub(super) round: Round,
+}
 
 impl Write for InboxWrites {
-    type Output = ();
+    /// Rows that were to go, and stay for what came since: from where on.
+    type Output = Vec<(DeviceId, ChatId, Seq)>;
     const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
 
     fn topic(&self) -> Topic {
-        self.0.first().map_or(Topic::Region, |write| Topic::Chat(write.chat.clone()))
+        self.writes.first().map_or(Topic::Region, |write| Topic::Chat(write.chat.clone()))
     }
 
-    fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
-        for write in &self.0 {
+    fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
+        let mut left = Vec::new();
+        for write in &self.writes {
+            if self.round == Round::Gone && !matches!(write.change, InboxChange::Taken(_)) {
+                continue;
+            }
             let key = Key::new().device(&write.device).chat(&write.chat).bytes();
             if !write.device.is_region() {
                 let device = batch.rows.get(DEVICES, &Key::new().device(&write.device).bytes())?;
@@ -56,18 +81,33 @@ impl Write for InboxWrites {
             }
             let row = batch.rows.get(INBOX, &key)?;
             let row = match (&write.change, row) {
-                (InboxChange::Begin(from), Some(row)) if row.from <= *from => continue,
-                (InboxChange::Begin(from), row) => {
-                    if row.is_none() {
-                        batch.metrics.inbox_rows_written.inc();
-                    }
-                    InboxRow { from: *from, since: row.map_or(batch.now, |row| row.since) }
+                (InboxChange::Begin(from), Some(row)) if row.from <= *from && row.since != LEAVING => continue,
+                (InboxChange::Begin(from), Some(row)) => {
+                    let since = if row.since == LEAVING { batch.now } else { row.since };
+                    InboxRow { from: row.from.min(*from), since }
+                }
+                (InboxChange::Begin(from), None) => {
+                    batch.metrics.inbox_rows_written.inc();
+                    InboxRow { from: *from, since: batch.now }
                 }
                 (InboxChange::MoveTo(from), Some(row)) if row.from < *from => {
                     InboxRow { from: *from, since: batch.now }
                 }
-                (InboxChange::Taken(up_to), Some(row)) if row.from <= up_to.next() => {
-                    batch.rows.delete(INBOX, &key)?;
+                (InboxChange::Taken(up_to), Some(row)) if row.from <= up_to.next() && self.round != Round::Gone => {
+                    if self.round == Round::Leave {
+                        InboxRow { from: up_to.next(), since: LEAVING }
+                    } else {
+                        batch.rows.delete(INBOX, &key)?;
+                        continue;
+                    }
+                }
+                (InboxChange::Taken(up_to), Some(row)) if self.round == Round::Gone && row.since == LEAVING => {
+                    let head = head_for(batch.rows, &write.device, &write.chat)?;
+                    if head <= Some(*up_to) && row.from == up_to.next() {
+                        batch.rows.delete(INBOX, &key)?;
+                    } else {
+                        left.push((write.device.clone(), write.chat.clone(), row.from));
+                    }
                     continue;
                 }
                 (InboxChange::MoveTo(_) | InboxChange::Taken(_), _) => continue,
@@ -78,8 +118,25 @@ impl Write for InboxWrites {
             };
             batch.rows.put(INBOX, &key, &row)?;
         }
-        Ok(())
+        Ok(left)
     }
+}
+
+/// The last entry of a chat that is for a device's user, or for anybody of a region.
+fn head_for(rows: &dyn Rows, device: &DeviceId, chat: &ChatId) -> Result<Option<Seq>, StoreError> {
+    let Some(last) = last_entry(rows, chat)? else { return Ok(None) };
+    let user = device.user();
+    if device.is_region() {
+        let region = user.home();
+        let all = participants(rows, chat)?;
+        return Ok(all
+            .iter()
+            .filter(|(user, _)| user.is_home(&region))
+            .map(|(_, row)| row.visible_head(last.seq))
+            .max());
+    }
+    let row = rows.get(PARTICIPANTS, &Key::new().chat(chat).user(&user).bytes())?;
+    Ok(row.map(|row| row.visible_head(last.seq)))
 }
 
 /// How far delivery of one chat got.

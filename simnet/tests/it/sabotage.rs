@@ -40,6 +40,11 @@ fn inbox_rows_dropped_at_a_reconnect() {
 }
 
 #[test]
+fn an_owner_that_is_not_fenced() {
+    noticed(Sabotage::Unfenced, general::sharing);
+}
+
+#[test]
 fn a_claim_that_is_trusted() {
     noticed(Sabotage::TrustedClaim, general::plan);
 }

@@ -2,12 +2,13 @@
 
 mod blobs;
 mod cluster;
+mod store;
 
 use crate::fault::{Fault, print};
 use crate::{run, shown};
 use godwit_certs::folder::{AuthorityDir, RelayDir};
 use godwit_certs::identity;
-use godwit_relay::config::{BlobStoreKind, Layers};
+use godwit_relay::config::{BlobStoreKind, Layers, StoreEngine};
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Clock, RegionId, RelayId, UserId};
 use std::net::SocketAddr;
@@ -30,12 +31,18 @@ pub(crate) struct Args {
     #[arg(long, default_value = "local", conflicts_with = "regions")]
     region: RegionId,
     /// So many relays, each a process of its own: over the regions in turn, the first of each with its store, the
-    /// others edges. Ports count up from those given.
+    /// others edges; with `--store dynamodb`, all of a region share its store. Ports count up from those given.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     relays: u16,
     /// Regions with commas between them.
     #[arg(long, value_delimiter = ',')]
     regions: Vec<RegionId>,
+    /// Where chats are kept. `dynamodb`: in tables of the server at --dynamodb-endpoint, which are made; attachments are
+    /// off then, unless they are in S3.
+    #[arg(long, value_enum, default_value = "redb")]
+    store: StoreEngine,
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    dynamodb_endpoint: String,
     /// Where attachments are kept. `s3`: in the bucket `godwit-dev` of the server at --s3-endpoint, which is made.
     #[arg(long, value_enum, default_value = "files")]
     blobs: BlobStoreKind,
@@ -62,12 +69,16 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
     blobs::prepare(&args).await?;
     let authority = AuthorityDir::new(args.data.join("certs"));
     if args.relays > 1 || !args.regions.is_empty() {
+        let regions = if args.regions.is_empty() { std::slice::from_ref(&args.region) } else { &args.regions };
+        store::prepare(&args, regions).await?;
         return cluster::run(&args, &authority).await;
     }
     let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
     let certs = certificates(&authority, &relay)?;
     let mut layers = Layers::default();
     layers.environment(run::variables()?.into_iter())?;
+    store::prepare(&args, std::slice::from_ref(&args.region)).await?;
+    layers.environment(store::environment(&args).into_iter())?;
     if args.blobs != BlobStoreKind::Files {
         layers.environment(blobs::environment(&args, &args.region).into_iter())?;
     }
