@@ -6,6 +6,7 @@ mod blobs;
 mod clients;
 mod cluster;
 mod commands;
+mod costs;
 mod crash;
 mod door;
 mod full_disk;

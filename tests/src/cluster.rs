@@ -1,5 +1,6 @@
 //! Several relays in this process, with one authority.
 
+use crate::counted::Counts;
 use crate::lab::{self, PATIENCE, Regions};
 use crate::wire::{self, Wire};
 use anyhow::{Context, Result};
@@ -126,6 +127,11 @@ impl Cluster {
             })
         };
         until("the relays to know each other", met).await
+    }
+
+    /// What was asked of shared stores so far.
+    pub fn counts(&self) -> &Counts {
+        &self.stores.counts
     }
 
     pub fn root(&self) -> Result<CertificateDer<'static>> {

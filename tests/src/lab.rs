@@ -1,5 +1,6 @@
 //! A relay in this process.
 
+use crate::counted::{Counted, Counts};
 use crate::wire::Wire;
 use anyhow::{Context, Result};
 use godwit_certs::DeviceKey;
@@ -48,12 +49,18 @@ pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>,
 pub struct Regions {
     are_shared: bool,
     stores: BTreeMap<RegionId, Memory>,
+    /// What is asked of all of them.
+    pub counts: Counts,
 }
 
 impl Default for Regions {
     /// With `TESTS_STORE=memory` in the environment all tests run on such; otherwise regions have files.
     fn default() -> Self {
-        Self { are_shared: std::env::var("TESTS_STORE").is_ok_and(|store| store == "memory"), stores: BTreeMap::new() }
+        Self {
+            are_shared: std::env::var("TESTS_STORE").is_ok_and(|store| store == "memory"),
+            stores: BTreeMap::new(),
+            counts: Counts::default(),
+        }
     }
 }
 
@@ -78,6 +85,7 @@ impl Regions {
         }
         let engine = self.stores.entry(region.clone()).or_default().clone();
         shared::init(Arc::new(engine.clone()), region, &Threads::System).await?;
+        let engine = Counted { engine, counts: self.counts.clone() };
         Ok(Host { shared: Some(Arc::new(engine)), ..Host::system() })
     }
 }

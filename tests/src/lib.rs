@@ -1,6 +1,7 @@
 //! What tests, benchmarks and the load command stand on: relays to talk to, and raw sessions that speak the protocol
 //! frame by frame.
 //!
+//! - [`counted`]: what a shared store is asked, counted
 //! - [`dynamo`]: real servers of the DynamoDB API
 //! - [`lab`]: a relay in this process, with its authority in a temporary folder
 //! - [`netns`]: networks that can be cut
@@ -13,6 +14,7 @@
 //! - [`wire`]: a session on the wire, without the client library
 
 pub mod cluster;
+pub mod counted;
 pub mod dynamo;
 pub mod lab;
 pub mod netns;

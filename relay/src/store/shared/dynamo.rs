@@ -86,6 +86,9 @@ fn fault<E: Error + ProvideErrorMetadata + 'static, R: fmt::Debug + 'static>(err
             "ConditionalCheckFailedException" => EngineError::Refused,
             code if THROTTLED.contains(&code) => EngineError::Throttled,
             "InternalServerError" | "ServiceUnavailable" => EngineError::NoAnswer(text()),
+            "ResourceNotFoundException" => {
+                EngineError::Fault(format!("{}; `godwit store init` makes the tables", text()))
+            }
             _ => EngineError::Fault(text()),
         };
     }
