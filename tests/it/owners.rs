@@ -4,9 +4,11 @@
 use crate::stores::bench::*;
 use anyhow::{Context, Result, bail, ensure};
 use godwit_core::{Action, Command, Outcome};
-use godwit_relay::store::shared::engine::Engine;
+use godwit_relay::store::shared::engine::{Engine, Item, Place};
 use godwit_relay::store::shared::memory::{Fate, Memory, Weather};
 use godwit_relay::store::{Committed, OpenStore, Store};
+use godwit_tests::dynamo::{self, Server};
+use godwit_tests::proxy;
 use godwit_wire::entry::{Change, LogEntry};
 use godwit_wire::{Code, MessageId, Seq};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,41 +62,97 @@ fn is_one_log(log: &[LogEntry]) -> Result<()> {
 }
 
 /// Each relay sends for everybody, the same messages at the same time, as devices do that change relays.
+async fn write_one_log(relays: &[OpenStore], calm: Arc<dyn Engine>, last: u64) -> Result<()> {
+    let told: Arc<Mutex<BTreeMap<MessageId, Seq>>> = Arc::default();
+    let mut sending = tokio::task::JoinSet::new();
+    for relay in relays {
+        for (name, first) in [("alice", 2), ("bob", 1)] {
+            let (store, told) = (relay.store.clone(), told.clone());
+            sending.spawn(async move {
+                for n in first..=last {
+                    let command = send(name, n);
+                    let Outcome::Sent { seq, .. } = eventually(&store, &command).await? else {
+                        bail!("{name} {n} was refused")
+                    };
+                    let before = told.lock().expect("nobody panics with it").insert(command.stamp.id, seq);
+                    ensure!(before.is_none_or(|before| before == seq), "{name} {n}: {seq}, and {before:?} before");
+                }
+                Ok(())
+            });
+        }
+    }
+    while let Some(ended) = sending.join_next().await {
+        ended??;
+    }
+    let log = log(&open_shared(calm).await?.store, "alice").await?;
+    is_one_log(&log)?;
+    ensure!(log.len() as u64 == 2 * last, "{} entries", log.len());
+    for entry in &log[1..] {
+        let told = told.lock().expect("nobody panics with it").get(&entry.id).copied();
+        ensure!(told == Some(entry.seq), "{} was told as {told:?}", entry.seq);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_that_all_hold_themselves_for_the_owner_write_one_log() -> Result<()> {
-    for round in 0..8 {
+    for _ in 0..8 {
         let seed = fastrand::u64(..);
         let calm = Memory::default();
         begun(Arc::new(calm.clone())).await?;
         let relays = open_in_bad_weather(&calm, seed, 3).await?;
-        let told: Arc<Mutex<BTreeMap<MessageId, Seq>>> = Arc::default();
-        let mut sending = tokio::task::JoinSet::new();
-        for relay in &relays {
-            for (name, first) in [("alice", 2), ("bob", 1)] {
-                let (store, told) = (relay.store.clone(), told.clone());
-                sending.spawn(async move {
-                    for n in first..30 {
-                        let command = send(name, n);
-                        let Outcome::Sent { seq, .. } = eventually(&store, &command).await? else {
-                            bail!("{name} {n} was refused")
-                        };
-                        let before = told.lock().expect("nobody panics with it").insert(command.stamp.id, seq);
-                        ensure!(before.is_none_or(|before| before == seq), "{name} {n}: {seq}, and {before:?} before");
-                    }
-                    Ok(())
-                });
-            }
-        }
-        while let Some(ended) = sending.join_next().await {
-            ended?.with_context(|| format!("seed {seed}"))?;
-        }
-        let reader = open_shared(Arc::new(calm)).await?;
-        let log = log(&reader.store, "alice").await?;
-        is_one_log(&log).with_context(|| format!("seed {seed}"))?;
-        ensure!(log.len() == 1 + 28 + 29, "seed {seed}, round {round}: {} entries", log.len());
-        for entry in &log[1..] {
-            let told = told.lock().expect("nobody panics with it").get(&entry.id).copied();
-            ensure!(told == Some(entry.seq), "seed {seed}: {} was told as {told:?}", entry.seq);
+        write_one_log(&relays, Arc::new(calm), 30).await.with_context(|| format!("seed {seed}"))?;
+    }
+    Ok(())
+}
+
+/// Relays reach the server by somebody who throttles, and loses requests and answers.
+async fn write_one_log_by_proxies(server: Server) -> Result<()> {
+    let seed = fastrand::u64(..);
+    let prefix = dynamo::prefix();
+    let calm = Arc::new(dynamo::reached_at(server.endpoint().await?, &prefix));
+    calm.make_tables(|_| {}).await?;
+    begun(calm.clone()).await?;
+    let mut relays = Vec::new();
+    for i in 0..3 {
+        let proxy = proxy::start(server.endpoint().await?, seed + i).await?;
+        relays.push(open_shared(Arc::new(dynamo::reached_at(&proxy, &prefix))).await?);
+    }
+    write_one_log(&relays, calm, 15).await.with_context(|| format!("seed {seed}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_write_one_log_to_dynoxide_whatever_gets_lost() -> Result<()> {
+    write_one_log_by_proxies(Server::Dynoxide).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_write_one_log_to_dynalite_whatever_gets_lost() -> Result<()> {
+    write_one_log_by_proxies(Server::Dynalite).await
+}
+
+/// A batch that the server leaves half done is done to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_done_to_their_end() -> Result<()> {
+    let prefix = dynamo::prefix();
+    let calm = Arc::new(dynamo::reached_at(Server::Dynoxide.endpoint().await?, &prefix));
+    calm.make_tables(|_| {}).await?;
+    let items: Vec<(Place, Item)> = (0..90_u8)
+        .map(|n| {
+            let place = Place { table: "meta", partition: vec![1], sort: vec![n] };
+            (place, Item { value: vec![n; 1_000].into(), order: u64::from(n) })
+        })
+        .collect();
+    let proxy = proxy::start(Server::Dynoxide.endpoint().await?, fastrand::u64(..)).await?;
+    let engine = dynamo::reached_at(&proxy, &prefix);
+    for _ in 0..10 {
+        engine.put_all(items.clone()).await?;
+        let found = tokio::task::spawn_blocking({
+            let (calm, items) = (calm.clone(), items.clone());
+            move || items.iter().map(|(place, _)| calm.get(place)).collect::<Result<Vec<_>, _>>()
+        });
+        for (found, (place, item)) in found.await??.into_iter().zip(&items) {
+            ensure!(found.as_ref() == Some(item), "{place:?}: {found:?}");
         }
     }
     Ok(())

@@ -8,6 +8,7 @@
 //! - [`process`]: the real commands as child processes
 //! - [`cluster`]: several relays in this process
 //! - [`processes`]: a cluster of such
+//! - [`proxy`]: somebody between relays and such a server
 //! - [`seaweed`]: a real S3 server
 //! - [`servers`]: how such servers are started
 //! - [`talk`]: clients that talk
@@ -20,6 +21,7 @@ pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod processes;
+pub mod proxy;
 pub mod seaweed;
 pub mod servers;
 pub mod talk;
