@@ -2,13 +2,13 @@
 
 mod blobs;
 mod cluster;
-mod store;
 
 use crate::fault::{Fault, print};
+use crate::shared::StoreArgs;
 use crate::{run, shown};
 use godwit_certs::folder::{AuthorityDir, RelayDir};
 use godwit_certs::identity;
-use godwit_relay::config::{BlobStoreKind, Layers, StoreEngine};
+use godwit_relay::config::{BlobStoreKind, Layers};
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Clock, RegionId, RelayId, UserId};
 use std::net::SocketAddr;
@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// A relay's certificate is made anew when it would expire within this.
 const RENEW_BEFORE: Duration = Duration::from_hours(30 * 24);
+/// What the names of tables begin with.
+const TABLES: &str = "godwit-dev-";
 const TOKEN_LIFE: Duration = Duration::from_mins(10);
 
 #[derive(clap::Args, Clone, Debug)]
@@ -37,12 +39,8 @@ pub(crate) struct Args {
     /// Regions with commas between them.
     #[arg(long, value_delimiter = ',')]
     regions: Vec<RegionId>,
-    /// Where chats are kept. `dynamodb`: in tables of the server at --dynamodb-endpoint, which are made; attachments are
-    /// off then, unless they are in S3.
-    #[arg(long, value_enum, default_value = "redb")]
-    store: StoreEngine,
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    dynamodb_endpoint: String,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Where attachments are kept. `s3`: in the bucket `godwit-dev` of the server at --s3-endpoint, which is made.
     #[arg(long, value_enum, default_value = "files")]
     blobs: BlobStoreKind,
@@ -70,15 +68,15 @@ pub(crate) async fn run(args: Args) -> Result<(), Fault> {
     let authority = AuthorityDir::new(args.data.join("certs"));
     if args.relays > 1 || !args.regions.is_empty() {
         let regions = if args.regions.is_empty() { std::slice::from_ref(&args.region) } else { &args.regions };
-        store::prepare(&args, regions).await?;
+        args.store.prepare(TABLES, regions).await?;
         return cluster::run(&args, &authority).await;
     }
     let relay: RelayId = format!("{0}/{0}-1", args.region).parse().expect("a region makes a relay's id");
     let certs = certificates(&authority, &relay)?;
     let mut layers = Layers::default();
     layers.environment(run::variables()?.into_iter())?;
-    store::prepare(&args, std::slice::from_ref(&args.region)).await?;
-    layers.environment(store::environment(&args).into_iter())?;
+    args.store.prepare(TABLES, std::slice::from_ref(&args.region)).await?;
+    layers.environment(args.store.environment(TABLES).into_iter())?;
     if args.blobs != BlobStoreKind::Files {
         layers.environment(blobs::environment(&args, &args.region).into_iter())?;
     }

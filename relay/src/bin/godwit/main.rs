@@ -6,6 +6,7 @@ mod demo;
 mod dev;
 mod fault;
 mod run;
+mod shared;
 mod status;
 mod store;
 
@@ -29,8 +30,8 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Shows relays and their clients at work, crashes included, in a temporary folder: first one relay, then three in
-    /// two regions.
-    Demo,
+    /// two regions; or, with a shared store, three in one region.
+    Demo(shared::StoreArgs),
     /// Runs one relay for development, with its own authority, until Ctrl-C.
     Dev(dev::Args),
     /// Runs a relay.
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match args.verb {
-            Verb::Demo => demo::run().await,
+            Verb::Demo(store) => demo::run(&store).await,
             Verb::Dev(args) => dev::run(args).await,
             Verb::Relay(args) => run::run(args).await,
             Verb::Config(args) => run::describe(&args),

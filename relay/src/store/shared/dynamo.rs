@@ -239,6 +239,20 @@ impl Dynamo {
         Ok(())
     }
 
+    /// Removes all tables, with all that is in them.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn remove_tables(&self) -> Result<(), EngineError> {
+        for table in self.tables() {
+            match self.changing.delete_table().table_name(table).send().await {
+                Err(error) if error.code() != Some("ResourceNotFoundException") => return Err(fault(&error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     async fn until_active(&self, table: &str) -> Result<(), EngineError> {
         let active = async {
             loop {

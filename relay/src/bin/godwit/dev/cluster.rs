@@ -5,7 +5,7 @@ use crate::child::{Place, RelayChild};
 use crate::fault::{Fault, print, say};
 use anyhow::{Context, anyhow};
 use godwit_certs::folder::AuthorityDir;
-use godwit_relay::config::StoreEngine;
+use godwit_relay::config::BlobStoreKind;
 use godwit_wire::{RegionId, RelayId};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -55,11 +55,13 @@ pub(super) async fn run(args: &Args, authority: &AuthorityDir) -> Result<(), Fau
         let (listen, admin) = (address(args.listen, place)?.to_string(), address(args.admin, place)?.to_string());
         let (certs, data) = (certs.path(), args.data.as_path());
         let join: Vec<&str> = members.iter().map(|member| member.relay.quic.as_str()).collect();
-        let role = if args.store == StoreEngine::Dynamodb { "store" } else { role };
+        let role = if args.store.is_shared() { "store" } else { role };
         let place = Place { id: &id, role, listen: &listen, admin: &admin, certs, data, join: &join };
         let mut command = place.command()?;
-        command.envs(super::blobs::environment(args, &id.region()));
-        command.envs(super::store::environment(args));
+        command.envs(args.store.environment(super::TABLES));
+        if !args.store.is_shared() || args.blobs != BlobStoreKind::Files {
+            command.envs(super::blobs::environment(args, &id.region()));
+        }
         // Ctrl-C is for this process, which ends the relays in order.
         command.process_group(0);
         let relay = RelayChild::start(command).await.with_context(|| id.to_string())?;
