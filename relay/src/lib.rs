@@ -10,7 +10,8 @@
 //! - [`quic`]: the transport
 //! - [`host`]: the machine a relay runs on, as it comes in from outside
 //! - [`store`]: where chats, inboxes and devices are kept
-//! - [`attachments`]: what the store's relay does for files that belong to messages; [`blobs`] where their bytes are kept
+//! - [`attachments`]: what the store's relay does for files that belong to messages; [`blobs`] where their bytes are kept;
+//!   [`aws`] what S3 and DynamoDB say
 //! - [`router`]: where a request belongs, [`rank`] by which relay; [`peers`] links to other relays; [`cluster`] who they are, and who is where
 //! - [`outbox`]: requests that wait for a home out of reach
 //! - [`owner`]: what the relay that holds the store does for a device
@@ -20,6 +21,8 @@
 
 mod admin;
 mod attachments;
+#[cfg(any(feature = "dynamodb", feature = "s3"))]
+mod aws;
 pub mod blobs;
 pub mod cluster;
 pub mod config;

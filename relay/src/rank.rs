@@ -9,11 +9,16 @@ pub(crate) fn first<'a>(relays: impl IntoIterator<Item = &'a RelayId>, key: &[u8
     relays.into_iter().max_by_key(|relay| (weight(relay, key), relay.as_str()))
 }
 
-/// The same at every relay, of whatever version: FNV-1a, with the finalizer of `SplitMix64` so that near names lie far apart.
+/// FNV-1a: the same at every relay, of whatever version, which a hasher of the library is not.
+pub(crate) fn fnv_1a<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// With the finalizer of `SplitMix64`, so that near names lie far apart.
 fn weight(relay: &RelayId, key: &[u8]) -> u64 {
-    let bytes = relay.as_str().as_bytes().iter().chain([&0]).chain(key);
-    let hash = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = fnv_1a(relay.as_str().as_bytes().iter().chain([&0]).chain(key));
     let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)

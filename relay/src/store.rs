@@ -345,10 +345,7 @@ impl Store {
             metrics: metrics.clone(),
             region: region.clone(),
             cached_chats: limits.cached_chats,
-            took: {
-                let commit_time = commit_time.clone();
-                Arc::new(move |time| commit_time.took(time))
-            },
+            commit_time: commit_time.clone(),
         };
         let start = |i| host.threads.start(&format!("store-{i}"), worker.clone().run());
         let threads: Result<_, _> = (0..limits.workers.max(1)).map(start).collect();

@@ -6,6 +6,7 @@
 
 use super::spool::Spooled;
 use super::{Address, BlobFault, BlobReader, BlobStore, Found, FoundPart, Later, StoredPart};
+use crate::aws;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
@@ -62,17 +63,7 @@ fn is_missing<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
 
 /// What the store says, or why it said nothing.
 fn text<E: Error + ProvideErrorMetadata + 'static, R: std::fmt::Debug + 'static>(error: &SdkError<E, R>) -> String {
-    if let Some(code) = error.code() {
-        return format!("{code}: {}", error.message().unwrap_or("refused"));
-    }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+    aws::text(error.code(), error.message(), error)
 }
 
 /// What went wrong, without what was sent.

@@ -9,7 +9,7 @@ use super::chats::ChatCache;
 use super::embedded::Transaction;
 use super::rows::RowsMut;
 use super::shared::Topic;
-use super::{Committed, OpenDatabase, Opener, StoreError};
+use super::{CommitTime, Committed, OpenDatabase, Opener, StoreError};
 use crate::host::Threads;
 use crate::metrics::Metrics;
 use godwit_core::sabotage::{self, Sabotage};
@@ -216,14 +216,7 @@ impl Writer {
         let result = catch_unwind(AssertUnwindSafe(|| self.apply_and_commit(db, jobs)));
         match result {
             Ok(Ok(committed)) => {
-                self.metrics.commits.inc();
-                self.metrics.commit_latency.observe(started.elapsed().as_secs_f64());
-                self.database.commit_time.took(started.elapsed());
-                let commands: usize = jobs.iter().map(|job| job.commands()).sum();
-                if commands > 0 {
-                    #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]
-                    self.metrics.commit_batch.observe(commands as f64);
-                }
+                count_commit(&self.metrics, &self.database.commit_time, started.elapsed(), jobs);
                 Attempt::Committed(committed)
             }
             Ok(Err(error)) => {
@@ -264,15 +257,8 @@ impl Writer {
         Ok(committed)
     }
 
-    fn answer(&mut self, committed: Vec<Committed>, jobs: Vec<Box<dyn Job>>) {
-        for event in committed {
-            self.metrics.fanout_backlog.inc();
-            // The receiver is gone only while the relay stops; what is committed is found again at the next start.
-            let _ = self.committed.send(event);
-        }
-        for job in jobs {
-            job.finish();
-        }
+    fn answer(&self, committed: Vec<Committed>, jobs: Vec<Box<dyn Job>>) {
+        answer_all(&self.metrics, &self.committed, committed, jobs);
     }
 
     fn database(&mut self) -> Option<Arc<Database>> {
@@ -333,6 +319,34 @@ enum Attempt {
     Committed(Vec<Committed>),
     Failed(StoreError),
     Panicked,
+}
+
+/// Tells fan-out what was committed, and whoever asked that it was.
+pub(super) fn answer_all(
+    metrics: &Metrics,
+    fanout: &mpsc::UnboundedSender<Committed>,
+    committed: Vec<Committed>,
+    jobs: Vec<Box<dyn Job>>,
+) {
+    for event in committed {
+        metrics.fanout_backlog.inc();
+        // The receiver is gone only while the relay stops; what is committed is found again at the next start.
+        let _ = fanout.send(event);
+    }
+    for job in jobs {
+        job.finish();
+    }
+}
+
+pub(super) fn count_commit(metrics: &Metrics, commit_time: &CommitTime, took: Duration, jobs: &[Box<dyn Job>]) {
+    metrics.commits.inc();
+    metrics.commit_latency.observe(took.as_secs_f64());
+    commit_time.took(took);
+    let commands: usize = jobs.iter().map(|job| job.commands()).sum();
+    if commands > 0 {
+        #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]
+        metrics.commit_batch.observe(commands as f64);
+    }
 }
 
 pub(super) fn fail_all(jobs: Vec<Box<dyn Job>>, refusal: &Refusal) {

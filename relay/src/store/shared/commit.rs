@@ -2,7 +2,7 @@
 //! fence, each row over what was read.
 
 use super::draft::{Changed, Draft, Seen};
-use super::engine::{Change, Engine, EngineError, If, Item, Place, Query};
+use super::engine::{Change, Engine, EngineError, If, Item, Place};
 use super::journal::{self, Position, Row, Sheet, Topic};
 use super::layout;
 use super::live::{Bounds, Live};
@@ -135,15 +135,7 @@ impl Pen {
     /// Writes the rows of a journal's last item again.
     async fn finish_last(&self, topic: &Topic) -> Result<Position, Failure> {
         let place = topic.place(Seq::FIRST)?;
-        let query = Query {
-            table: place.table,
-            partition: &place.partition,
-            from: Bound::Unbounded,
-            to: Bound::Unbounded,
-            descending: true,
-            most: 1,
-        };
-        let last = self.engine.query(&query).map_err(StoreError::from)?.items.pop();
+        let last = self.engine.last(place.table, &place.partition, Bound::Unbounded).map_err(StoreError::from)?;
         let Some((sort, item)) = last else { return Ok(Position::START) };
         let at = match topic {
             Topic::Chat(_) => Seq::new(keys::number_of(&sort)?).map_err(|_| StoreError::BadKey)?,
@@ -151,7 +143,6 @@ impl Pen {
         };
         let mut sheet = Sheet::decode(&item.value)?;
         for part in 0..sheet.spilled {
-            // Parts are removed once all rows are written.
             let Some(part) = self.engine.get(&topic.spilled(sheet.nonce, part)?).map_err(StoreError::from)? else {
                 break;
             };
@@ -271,15 +262,8 @@ impl Pen {
         let Some(value) = &row.value else { return self.remove_entry(&row.key).await };
         loop {
             let place = layout::place(TableId::Log, &row.key)?;
-            let query = Query {
-                table: place.table,
-                partition: &place.partition,
-                from: Bound::Unbounded,
-                to: Bound::Included(place.sort),
-                descending: true,
-                most: 1,
-            };
-            let Some((sort, item)) = self.engine.query(&query)?.items.pop() else { return Ok(()) };
+            let holding = self.engine.last(place.table, &place.partition, Bound::Included(place.sort))?;
+            let Some((sort, item)) = holding else { return Ok(()) };
             let mut sheet = Sheet::decode(&item.value)?;
             let index = usize::try_from(sought - keys::number_of(&sort)?).unwrap_or(usize::MAX);
             let Some(entry) = sheet.entries.get_mut(index) else { return Ok(()) };
@@ -287,7 +271,7 @@ impl Pen {
                 return Ok(());
             }
             entry.clone_from(value);
-            let place = Place { table: place.table, partition: place.partition.clone(), sort };
+            let place = Place { table: place.table, partition: place.partition, sort };
             let changed = Item { value: sheet.encode()?, order: item.order };
             match self.change(Change { place, item: Some(changed), when: If::Value(item.value) }).await {
                 // Another entry of the item was erased at the same time.

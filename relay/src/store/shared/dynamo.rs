@@ -7,6 +7,7 @@
 
 use super::engine::{Answer, Change, Engine, EngineError, If, Item, Page, Part, Place, Query};
 use super::journal::JOURNAL;
+use crate::aws;
 use crate::store::tables::TableId;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -80,28 +81,17 @@ const THROTTLED: [&str; 4] =
 
 /// What went wrong, without what was sent.
 fn fault<E: Error + ProvideErrorMetadata + 'static, R: fmt::Debug + 'static>(error: &SdkError<E, R>) -> EngineError {
-    if let Some(code) = error.code() {
-        let text = || format!("{code}: {}", error.message().unwrap_or("refused"));
-        return match code {
-            "ConditionalCheckFailedException" => EngineError::Refused,
-            code if THROTTLED.contains(&code) => EngineError::Throttled,
-            "InternalServerError" | "ServiceUnavailable" => EngineError::NoAnswer(text()),
-            "ResourceNotFoundException" => {
-                EngineError::Fault(format!("{}; `godwit store init` makes the tables", text()))
-            }
-            _ => EngineError::Fault(text()),
-        };
-    }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    match error {
-        SdkError::ConstructionFailure(_) => EngineError::Fault(text),
-        _ => EngineError::NoAnswer(text),
+    let text = aws::text(error.code(), error.message(), error);
+    match error.code() {
+        Some("ConditionalCheckFailedException") => EngineError::Refused,
+        Some(code) if THROTTLED.contains(&code) => EngineError::Throttled,
+        Some("InternalServerError" | "ServiceUnavailable") => EngineError::NoAnswer(text),
+        Some("ResourceNotFoundException") => {
+            EngineError::Fault(format!("{text}; `godwit store init` makes the tables"))
+        }
+        Some(_) => EngineError::Fault(text),
+        None if matches!(error, SdkError::ConstructionFailure(_)) => EngineError::Fault(text),
+        None => EngineError::NoAnswer(text),
     }
 }
 

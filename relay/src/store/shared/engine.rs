@@ -133,6 +133,20 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// As [`Engine::get`].
     fn query(&self, query: &Query<'_>) -> Result<Page, EngineError>;
 
+    /// The last item of a partition up to a place, with where it stands.
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    fn last(
+        &self,
+        table: &'static str,
+        partition: &[u8],
+        to: Bound<Vec<u8>>,
+    ) -> Result<Option<(Vec<u8>, Item)>, EngineError> {
+        let query = Query { table, partition, from: Bound::Unbounded, to, descending: true, most: 1 };
+        Ok(self.query(&query)?.items.pop())
+    }
+
     /// Reads a table, whatever its order: dear, for what is done seldom.
     ///
     /// # Errors

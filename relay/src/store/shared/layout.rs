@@ -2,6 +2,7 @@
 //! user or a blob, so that what is read together lies together.
 
 use super::engine::Place;
+use crate::rank::fnv_1a;
 use crate::store::StoreError;
 use crate::store::keys::Span;
 use crate::store::tables::TableId;
@@ -56,11 +57,7 @@ fn length(partition: Partition, key: &[u8]) -> Option<usize> {
 }
 
 fn shard(key: &[u8]) -> Vec<u8> {
-    // FNV-1a: the same in every version, which a hasher of the library is not.
-    let hash = key
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    vec![u8::try_from(hash % u64::from(SHARDS)).unwrap_or_default()]
+    vec![u8::try_from(fnv_1a(key) % u64::from(SHARDS)).unwrap_or_default()]
 }
 
 fn sort(rest: &[u8]) -> Vec<u8> {

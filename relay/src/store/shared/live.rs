@@ -56,15 +56,7 @@ impl Live {
 
     /// The item that holds an entry, or would: where it stands.
     fn holding(&self, partition: &[u8], sort: &[u8]) -> Result<Option<(Vec<u8>, Item)>, StoreError> {
-        let query = Query {
-            table: TableId::Log.name(),
-            partition,
-            from: Bound::Unbounded,
-            to: Bound::Included(sort.to_vec()),
-            descending: true,
-            most: 1,
-        };
-        Ok(self.engine.query(&query)?.items.pop())
+        Ok(self.engine.last(TableId::Log.name(), partition, Bound::Included(sort.to_vec()))?)
     }
 
     /// The record of an entry.

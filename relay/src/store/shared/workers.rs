@@ -10,8 +10,8 @@ use super::journal::{Position, Topic};
 use crate::host::Threads;
 use crate::metrics::Metrics;
 use crate::store::chats::{ChatCache, ChatState};
-use crate::store::writer::{Batch, Job, Write, fail_all, job, unavailable};
-use crate::store::{Committed, StoreError};
+use crate::store::writer::{Batch, Job, Write, answer_all, count_commit, fail_all, job, unavailable};
+use crate::store::{CommitTime, Committed, StoreError};
 use godwit_wire::{ChatId, Clock, Code, Refusal, RegionId};
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -214,8 +214,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Metrics,
     pub(crate) region: RegionId,
     pub(crate) cached_chats: usize,
-    /// Tells how long a commit took.
-    pub(crate) took: Arc<dyn Fn(Duration) + Send + Sync>,
+    pub(in crate::store) commit_time: Arc<CommitTime>,
 }
 
 enum Attempt {
@@ -238,7 +237,7 @@ impl Worker {
             let attempt = self.attempt(topic, &mut jobs, is_loose, kept).await;
             self.threads.settle().await;
             match attempt {
-                Attempt::Written(committed) => return self.answer(committed, jobs),
+                Attempt::Written(committed) => return answer_all(&self.metrics, &self.committed, committed, jobs),
                 Attempt::Panicked if jobs.len() == 1 => {
                     *kept = None;
                     return fail_all(jobs, &Code::Internal.into());
@@ -345,14 +344,7 @@ impl Worker {
                 tracing::debug!(?failure, ?topic, "a sheet stays open, and is written again later");
                 *kept = None;
             }
-            self.metrics.commits.inc();
-            self.metrics.commit_latency.observe(started.elapsed().as_secs_f64());
-            (self.took)(started.elapsed());
-            let commands: usize = jobs.iter().map(|job| job.commands()).sum();
-            if commands > 0 {
-                #[expect(clippy::cast_precision_loss, reason = "a batch is far below 2^52")]
-                self.metrics.commit_batch.observe(commands as f64);
-            }
+            count_commit(&self.metrics, &self.commit_time, started.elapsed(), jobs);
         }
         if let (Some(kept), Topic::Chat(chat)) = (kept, topic) {
             kept.state = chats.take(chat);
@@ -380,16 +372,5 @@ impl Worker {
         }
         let committed = batch.committed;
         Ok((draft.changes(), committed))
-    }
-
-    fn answer(&self, committed: Vec<Committed>, jobs: Vec<Box<dyn Job>>) {
-        for event in committed {
-            self.metrics.fanout_backlog.inc();
-            // The receiver is gone only while the relay stops; what is committed is found again at the next start.
-            let _ = self.committed.send(event);
-        }
-        for job in jobs {
-            job.finish();
-        }
     }
 }

@@ -1,12 +1,13 @@
 //! The demo of a region whose three relays share its store; one is killed, and another after it came back.
 
 use super::people::{Device, Tally, same_history};
+use super::three::{is_whole, write};
 use super::{PATIENCE, Step, log, until};
 use crate::child::{Place, RelayChild};
 use crate::shared::StoreArgs;
 use anyhow::{Context, Result};
 use godwit_certs::folder::AuthorityDir;
-use godwit_client::{ChatId, Content, Member, MessageState, Role, Title};
+use godwit_client::{Member, MessageState, Role, Title};
 use godwit_wire::{Clock, RelayId};
 use std::path::Path;
 
@@ -31,15 +32,6 @@ async fn start(
     RelayChild::start(command).await.with_context(|| id.to_string())
 }
 
-/// `device` writes to a chat, and these must receive it.
-fn write(tally: &mut Tally, device: &Device, chat: &ChatId, what: &str, to: &[&Device]) -> Result<()> {
-    for n in 1..=FLOW {
-        device.client().send(chat, Content::text(format!("{what}, {n}")))?;
-    }
-    tally.expect(chat, FLOW, to);
-    Ok(())
-}
-
 pub(super) async fn act(folder: &Path, store: &StoreArgs, prefix: &str, tally: &mut Tally) -> Result<()> {
     let step = Step::begin();
     let authority = AuthorityDir::new(folder.join("relay").join("certs"));
@@ -52,12 +44,7 @@ pub(super) async fn act(folder: &Path, store: &StoreArgs, prefix: &str, tally: &
     let mut one = start(folder, store, prefix, 0, any, &[]).await?;
     let mut two = start(folder, store, prefix, 1, any, &[&one.quic]).await?;
     let mut three = start(folder, store, prefix, 2, any, &[&one.quic, &two.quic]).await?;
-    let knows = |relay: &RelayChild| {
-        crate::status::report(&relay.admin).is_ok_and(|report| {
-            let linked = report.members.iter().filter(|member| member.link.is_some());
-            linked.count() == RELAYS.len() - 1
-        })
-    };
+    let knows = |relay: &RelayChild| crate::status::report(&relay.admin).is_ok_and(|report| is_whole(&report));
     until("the relays to meet", || [&one, &two, &three].into_iter().all(knows)).await?;
     step.done("three relays of eu share its store");
 
@@ -85,9 +72,9 @@ pub(super) async fn act(folder: &Path, store: &StoreArgs, prefix: &str, tally: &
         let step = Step::begin();
         let before = bob.received(&group) + carol.received(&group);
         for (a, b, chat) in &chats {
-            write(tally, a, chat, "across the crash", &[b])?;
+            write(tally, a, chat, "across the crash", FLOW, &[b])?;
         }
-        write(tally, &alice, &group, "across the crash", &[&bob, &carol])?;
+        write(tally, &alice, &group, "across the crash", FLOW, &[&bob, &carol])?;
         until("messages to arrive", || bob.received(&group) + carol.received(&group) >= before + 2).await?;
         let killed = if round == 0 { &mut two } else { &mut three };
         killed.kill().await?;

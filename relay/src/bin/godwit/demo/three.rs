@@ -46,7 +46,7 @@ async fn cluster(folder: &Path) -> Result<[RelayChild; 3]> {
 }
 
 /// The relay knows all of them, and has links to the others.
-fn is_whole(report: &Report) -> bool {
+pub(super) fn is_whole(report: &Report) -> bool {
     let linked = report.members.iter().filter(|member| member.link.is_some()).count();
     linked == RELAYS.len() - 1 && report.members.len() == RELAYS.len()
 }
@@ -59,7 +59,14 @@ fn at(device: &Device) -> Option<String> {
 }
 
 /// `device` writes to a chat, and these must receive it.
-fn write(tally: &mut Tally, device: &Device, chat: &ChatId, what: &str, count: u64, to: &[&Device]) -> Result<()> {
+pub(super) fn write(
+    tally: &mut Tally,
+    device: &Device,
+    chat: &ChatId,
+    what: &str,
+    count: u64,
+    to: &[&Device],
+) -> Result<()> {
     for n in 1..=count {
         device.client().send(chat, Content::text(format!("{what}, {n}")))?;
     }
