@@ -567,16 +567,18 @@ impl Store {
         self.write(Seen { device }).await
     }
 
-    /// Changes inbox rows. Gives those that were to go, and stay for what came since: from where on.
+    /// Changes inbox rows. Gives those that begin lower than was known, or were to go and stay for what came since: from
+    /// where on.
     pub async fn write_inbox(&self, writes: Vec<InboxWrite>) -> Result<Vec<(DeviceId, ChatId, Seq)>, Refusal> {
         let of = |round| move |writes| InboxWrites { writes, round };
         if !self.is_shared() {
             return self.write(InboxWrites { writes, round: Round::Only }).await;
         }
-        let taken = |write: &&InboxWrite| matches!(write.change, InboxChange::Taken(_));
+        let taken = |write: &&InboxWrite| matches!(write.change, InboxChange::TookAll(_));
         let taken: Vec<InboxWrite> = writes.iter().filter(taken).cloned().collect();
-        self.write_parts(writes, |write| &write.chat, of(Round::Leave)).await?;
-        Ok(self.write_parts(taken, |write| &write.chat, of(Round::Gone)).await?.concat())
+        let mut left = self.write_parts(writes, |write| &write.chat, of(Round::Leave)).await?;
+        left.extend(self.write_parts(taken, |write| &write.chat, of(Round::Gone)).await?);
+        Ok(left.concat())
     }
 
     pub async fn save_progress(&self, progress: Vec<ChatProgress>) -> Result<(), Refusal> {

@@ -10,7 +10,7 @@ use godwit_relay::store::shared::memory::Memory;
 use godwit_relay::store::{ChatProgress, Floor, InboxChange, InboxWrite, Watermark};
 use godwit_tests::dynamo::Server;
 use godwit_wire::entry::{Change, Content, EntryBody, Title};
-use godwit_wire::frame::Range;
+use godwit_wire::frame::{Range, SeqRange};
 use godwit_wire::{Code, Seq, UnixMillis};
 use std::sync::Arc;
 
@@ -273,20 +273,37 @@ pub async fn an_inbox_row_goes_on_and_never_back(under: Under) -> Result<()> {
     bench.one(create()).await?;
     bench.run((2..=20).map(|n| send("alice", n)).collect()).await?;
     let seq = |n| Seq::new(n).expect("a seq");
+    let took = |from, to| InboxChange::Took(SeqRange { from: seq(from), to: seq(to) });
+    let took_all = |from, to| InboxChange::TookAll(SeqRange { from: seq(from), to: seq(to) });
     let steps = [
         (InboxChange::Begin(seq(5)), 5),
         (InboxChange::Begin(seq(9)), 5),
-        (InboxChange::MoveTo(seq(12)), 12),
-        (InboxChange::MoveTo(seq(7)), 12),
+        (took(5, 11), 12),
+        (took(5, 6), 12),
+        // Whoever says so does not know of what comes before.
+        (took(14, 16), 12),
+        (took_all(14, 20), 12),
         (InboxChange::Begin(seq(3)), 3),
+        (took_all(3, 20), 21),
+        (took(3, 5), 21),
+        (InboxChange::Begin(seq(20)), 20),
         (InboxChange::Remove, 21),
-        (InboxChange::MoveTo(seq(6)), 21),
         (InboxChange::Begin(seq(20)), 20),
     ];
+    let lower = |known: &InboxChange, row: u64| match known {
+        InboxChange::Begin(from) => from.get() > row,
+        InboxChange::Took(range) | InboxChange::TookAll(range) => range.from.get() > row,
+        InboxChange::Remove => false,
+    };
+    let mut row = 21;
     for (change, next) in steps {
         let write = InboxWrite { device: device("bob"), enrolment: 1, chat: chat(), change: change.clone() };
         let other = InboxWrite { enrolment: 2, ..write.clone() };
-        bench.store().write_inbox(vec![write, other]).await?;
+        let left = bench.store().write_inbox(vec![write, other]).await?;
+        let known: Vec<u64> = left.iter().map(|(_, _, from)| from.get()).collect();
+        let lowest = lower(&change, row).then_some(row);
+        ensure!(known == lowest.as_slice(), "after {change:?} of a row from {row}: {known:?}");
+        row = next;
         let found = listed(&bench.store(), "bob").await?.map(|chat| chat.next.get());
         ensure!(found == Some(next), "after {change:?}: {found:?}");
     }

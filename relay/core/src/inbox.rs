@@ -75,6 +75,14 @@ impl Track {
         }
     }
 
+    /// The last entry that came, as far as the track knows.
+    pub fn latest(&self) -> Option<Seq> {
+        match self {
+            Self::Live { open, .. } => Some(open.last),
+            Self::Behind { latest, .. } => *latest,
+        }
+    }
+
     /// The device has taken everything up to `up_to`, which the caller has clamped to the chat's head.
     pub fn acknowledge(&mut self, up_to: Seq, now_millis: u64) -> Progress {
         match self {

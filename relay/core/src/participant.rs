@@ -4,7 +4,7 @@
 use godwit_wire::Seq;
 use godwit_wire::entry::Role;
 use godwit_wire::frame::SeqRange;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Joining and leaving more often than this is refused, so that a row stays small.
 pub const MAX_INTERVALS: usize = 128;
@@ -22,9 +22,21 @@ pub struct Participant {
     /// The role, or the last one of a user who has left.
     pub role: Role,
     /// Ascending, disjoint, never empty.
+    #[serde(deserialize_with = "intervals")]
     intervals: Vec<Interval>,
     /// The entry that this row follows from. A row is only ever replaced by a later one.
     pub as_of: Seq,
+}
+
+/// Rows also come from other relays.
+fn intervals<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Interval>, D::Error> {
+    let intervals = Vec::<Interval>::deserialize(deserializer)?;
+    let ascends = intervals.windows(2).all(|pair| pair[0].to.is_some_and(|to| to < pair[1].from));
+    let forward = intervals.iter().all(|interval| interval.to.is_none_or(|to| interval.from <= to));
+    if intervals.is_empty() || intervals.len() > MAX_INTERVALS || !ascends || !forward {
+        return Err(serde::de::Error::custom("intervals are to be 1 to 128, ascending and apart"));
+    }
+    Ok(intervals)
 }
 
 impl Participant {
@@ -78,6 +90,12 @@ impl Participant {
         self.last().to.map_or(head, |to| to.min(head))
     }
 
+    /// The last entry before `seq` that this user may see.
+    pub fn saw_before(&self, seq: Seq) -> Option<Seq> {
+        let last = self.intervals.iter().rev().find(|interval| interval.from < seq)?;
+        seq.prev().map(|before| last.to.map_or(before, |to| to.min(before)))
+    }
+
     /// Cuts `range` into what this user may see and what not, ascending, together covering it.
     pub fn cut(&self, range: SeqRange) -> Vec<(SeqRange, Visibility)> {
         let mut parts = Vec::new();
@@ -125,9 +143,25 @@ mod tests {
         p.join_again(Role::Admin, seq(8));
         let seen: Vec<_> = (1..=10).filter(|&n| p.sees(seq(n))).collect();
         assert_eq!(seen, [3, 4, 5, 8, 9, 10]);
+        let before: Vec<_> = (1..=10).map(|n| p.saw_before(seq(n)).map_or(0, Seq::get)).collect();
+        assert_eq!(before, [0, 0, 0, 3, 4, 5, 5, 5, 8, 9]);
         assert_eq!(p.visible_head(seq(10)), seq(10));
         p.leave(seq(9));
         assert_eq!(p.visible_head(seq(10)), seq(9));
+    }
+
+    #[test]
+    fn a_row_that_no_chat_makes_is_not_read() {
+        let row = |intervals: &[(u64, Option<u64>)]| {
+            let interval = |&(from, to): &(u64, Option<u64>)| Interval { from: seq(from), to: to.map(seq) };
+            let intervals = intervals.iter().map(interval).collect();
+            let row = Participant { role: Role::Member, intervals, as_of: seq(1) };
+            postcard::from_bytes::<Participant>(&postcard::to_stdvec(&row).unwrap())
+        };
+        assert!(row(&[(1, Some(1)), (2, None)]).is_ok());
+        for bad in [&[][..], &[(3, Some(2))], &[(1, None), (2, None)], &[(1, Some(2)), (2, None)]] {
+            assert!(row(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use super::{Deferred, Report, Worker};
 use crate::edge::Link;
 use crate::store::InboxChange;
 use godwit_core::inbox::{Open, Progress, Row, Track};
+use godwit_wire::frame::SeqRange;
 use godwit_wire::{ChatId, DeviceId, Seq, UserId};
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,34 +77,59 @@ impl Worker {
             let waited = Duration::from_millis(now.saturating_sub(open.since_millis));
             self.metrics.delivery_latency.observe(waited.as_secs_f64());
         }
+        let range = SeqRange { from: track.first(), to: up_to };
         let progress = track.acknowledge(up_to, now);
         tracing::trace!(device = %link.device, %chat, %up_to, ?progress, "taken");
         state.set(chat, if matches!(progress, Progress::Done(_)) { None } else { Some(track) });
-        let key = || (link.device.clone(), chat.clone());
         match progress {
             Progress::Done(row) => {
                 if let Some(fan) = self.chats.get_mut(chat) {
                     fan.waiting.remove(&link.device);
                 }
                 if row == Row::Written {
-                    self.moves.insert(key(), InboxChange::Taken(up_to));
+                    self.took(&link.device, chat, InboxChange::TookAll(range));
                 }
             }
-            Progress::Moved(from) if !matches!(track, Track::Live { row: Row::None, .. }) => {
-                self.moves.insert(key(), InboxChange::MoveTo(from));
+            Progress::Moved(_) if !matches!(track, Track::Live { row: Row::None, .. }) => {
+                self.took(&link.device, chat, InboxChange::Took(range));
             }
             Progress::Moved(_) | Progress::Same => {}
         }
     }
 
-    /// The row of a device that had taken everything stays, for what came since: it goes with that.
+    /// A row moves on, or goes. What waits to be done to it was as far as the row is known to begin.
+    pub(super) fn took(&mut self, device: &DeviceId, chat: &ChatId, mut change: InboxChange) {
+        let waits = self.moves.entry((device.clone(), chat.clone()));
+        if let InboxChange::Took(range) | InboxChange::TookAll(range) = &mut change
+            && let Entry::Occupied(earlier) = &waits
+            && let InboxChange::Took(earlier) | InboxChange::TookAll(earlier) = earlier.get()
+        {
+            range.from = range.from.min(earlier.from);
+        }
+        waits.insert_entry(change);
+    }
+
+    /// The row of a device begins at `from`: lower than was known, or it stays for what came since it was to go.
     pub(super) fn row_stays(&mut self, device: &DeviceId, chat: &ChatId, from: Seq) {
         let owns = self.owns(chat);
         let Some(state) = self.devices.get_mut(device).filter(|_| owns) else { return };
-        match state.track(chat).copied() {
-            Some(Track::Live { open, .. }) => state.set(chat, Some(Track::Live { open, row: Row::Written })),
-            Some(Track::Behind { .. }) => {}
-            None => state.set(chat, Some(Track::behind(from))),
+        let track = state.track(chat).copied();
+        let lower = track.is_none_or(|track| from < track.first());
+        match track {
+            Some(Track::Live { open, .. }) if !lower => {
+                state.set(chat, Some(Track::Live { open, row: Row::Written }));
+            }
+            Some(Track::Behind { .. }) if !lower => {}
+            track => {
+                let latest = track.and_then(|track| track.latest());
+                state.set(chat, Some(Track::Behind { from, pushed: None, latest }));
+                if let Some(link) = &state.link {
+                    link.rewind(chat);
+                }
+                if let Some(fan) = self.chats.get_mut(chat) {
+                    fan.waiting.remove(device);
+                }
+            }
         }
         self.drain(device);
     }

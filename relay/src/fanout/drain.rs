@@ -20,6 +20,8 @@ pub(super) struct PageRead<T> {
     pub(super) device: DeviceId,
     epoch: u64,
     pub(super) chat: ChatId,
+    /// Where it begins.
+    from: Seq,
     /// None if the store could not be read.
     pub(super) page: Option<T>,
 }
@@ -58,7 +60,7 @@ impl Worker {
         if device.is_region() {
             let region = device.home();
             let read = move |store: &Snapshot, chat: &ChatId| store.region_run(&region, chat, from, PAGE);
-            return self.read_page(&link, chat, read, Report::Region);
+            return self.read_page(&link, (chat, from), read, Report::Region);
         }
         // Limits are for what gathered while the device was away, not for what it is just being sent.
         let first = matches!(track, Track::Behind { pushed: None, .. });
@@ -67,13 +69,13 @@ impl Worker {
             first.then(|| Limits { oldest: now.minus(self.config.inbox_max_age), bytes: self.config.inbox_max_bytes });
         let user = device.user();
         let read = move |store: &Snapshot, chat: &ChatId| read(store, &user, chat, from, limits);
-        self.read_page(&link, chat, read, Report::Page);
+        self.read_page(&link, (chat, from), read, Report::Page);
     }
 
     fn read_page<T: Send + 'static>(
         &self,
         link: &Link,
-        chat: ChatId,
+        (chat, from): (ChatId, Seq),
         read: impl FnOnce(&Snapshot, &ChatId) -> Result<T, StoreError> + Send + 'static,
         bring: fn(PageRead<T>) -> Report,
     ) {
@@ -83,7 +85,7 @@ impl Worker {
             let page = store.read_chat(chat.clone(), read).await;
             let page = page.inspect_err(|error| tracing::warn!(%error, %chat, "a log cannot be read")).ok();
             // Nobody hears it if the relay is stopping.
-            let _ = report.send(bring(PageRead { device, epoch, chat, page }));
+            let _ = report.send(bring(PageRead { device, epoch, chat, from, page }));
         });
     }
 
@@ -96,12 +98,13 @@ impl Worker {
     }
 
     /// Where a chat stands that is behind. For one that is not any more, what comes next is read: the device may have
-    /// acknowledged meanwhile; what was read is still what comes next, or lies before it.
-    pub(super) fn still_behind(&mut self, device: &DeviceId, chat: &ChatId) -> Option<Track> {
-        let track = self.devices.get(device).and_then(|state| state.track(chat)).copied();
-        let track = track.filter(|track| matches!(track, Track::Behind { .. }));
+    /// acknowledged meanwhile, and what was read is still what comes next, or lies before it. So for one that turned out
+    /// to begin lower.
+    pub(super) fn still_behind<T>(&mut self, read: &PageRead<T>) -> Option<Track> {
+        let track = self.devices.get(&read.device).and_then(|state| state.track(&read.chat)).copied();
+        let track = track.filter(|track| track.next_to_read().is_some_and(|next| read.from <= next));
         if track.is_none() {
-            self.drain(device);
+            self.drain(&read.device);
         }
         track
     }
@@ -118,8 +121,8 @@ impl Worker {
     ) {
         let after = track.read_up_to(covered, head, self.now());
         if after.is_none() {
-            let change = head.max(covered).map_or(InboxChange::Remove, InboxChange::Taken);
-            self.moves.insert((device.clone(), chat.clone()), change);
+            let all = |to| InboxChange::TookAll(SeqRange { from: track.first(), to });
+            self.took(device, chat, head.max(covered).map_or(InboxChange::Remove, all));
         }
         if let Some(state) = self.devices.get_mut(device) {
             state.set(chat, after);
@@ -129,14 +132,14 @@ impl Worker {
         }
     }
 
-    pub(super) fn page(&mut self, read: PageRead<Page>) {
+    pub(super) fn page(&mut self, mut read: PageRead<Page>) {
         let Some(link) = self.arrived(&read) else { return };
-        let Some(page) = read.page else {
+        let Some(page) = read.page.take() else {
             // The store is being opened anew; the device comes back to a relay that can read.
             link.close(&StoreError::Closed.refusal());
             return;
         };
-        let Some(track) = self.still_behind(&read.device, &read.chat) else { return };
+        let Some(track) = self.still_behind(&read) else { return };
         let mut covered = None;
         let mut push = |event: &Event, last: Seq| {
             let fits = link.push(&read.chat, Some(last), event_frame(event));

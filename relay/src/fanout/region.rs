@@ -60,18 +60,18 @@ pub(super) fn served<'a>(
 }
 
 impl Worker {
-    pub(super) fn region_page(&mut self, read: PageRead<RegionRun>) {
+    pub(super) fn region_page(&mut self, mut read: PageRead<RegionRun>) {
         let Some(link) = self.arrived(&read) else { return };
         // The next look finds a store that can be read again.
-        let Some(mut run) = read.page else { return };
-        let Some(mut track) = self.still_behind(&read.device, &read.chat) else { return };
+        let Some(mut run) = read.page.take() else { return };
+        let Some(mut track) = self.still_behind(&read) else { return };
         let mut covered = run.covered.filter(|_| run.entries.is_empty());
         if matches!(track, Track::Behind { pushed: None, .. })
             && let Some(up_to) = covered.take()
         {
             // Nothing is on its way, and none of this is for the region's users: it has nothing to acknowledge.
             self.taken(&link, &read.chat, up_to);
-            let Some(moved) = self.still_behind(&read.device, &read.chat) else { return };
+            let Some(moved) = self.still_behind(&read) else { return };
             track = moved;
         }
         let mut fits = true;

@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub(super) struct Saved {
     pub(super) ticket: u64,
-    /// Rows that were to go, and stay for what another relay committed since.
+    /// Rows that other relays began lower, or that were to go and stay for what another relay committed since.
     pub(super) left: Vec<(DeviceId, ChatId, Seq)>,
 }
 

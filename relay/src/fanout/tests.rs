@@ -289,6 +289,38 @@ async fn a_row_that_begins_before_the_end_of_the_last_one_is_written_stays() {
 }
 
 #[tokio::test]
+async fn a_row_that_another_relay_began_lower_is_found_and_read() {
+    let mut bench = Bench::new().await;
+    let mut phone = bench.connect("bob@eu/phone", 1).await;
+    bench.attach(&phone).await;
+    bench.hear().await;
+    assert_eq!(phone.entry().await, seq(1));
+    bench.ack(&phone, seq(1)).await;
+    let (missed, second) = (bench.send().await, bench.send().await);
+    // As another relay would, which owned the chat until now.
+    let (device, enrolment) = (device("bob@eu/phone"), 1);
+    let write = InboxWrite { device: device.clone(), enrolment, chat: chat(), change: InboxChange::Begin(missed) };
+    assert_eq!(bench.store.write_inbox(vec![write]).await.unwrap(), []);
+    while bench.committed.try_recv().is_ok() {}
+    let newest = bench.send().await;
+    bench.hear().await;
+    assert_eq!(phone.entry().await, newest);
+    // Nobody acknowledged it: a row begins, and the other one turns up.
+    let later = bench.worker.now() + 1_000;
+    bench.worker.time_out(later);
+    bench.written().await;
+    assert_eq!(bench.rows().await, [(device.clone(), missed)]);
+    bench.report().await;
+    let mut read = Vec::new();
+    while read.last() != Some(&newest) {
+        read.push(phone.entry().await);
+    }
+    assert_eq!(read, [missed, second, newest]);
+    bench.ack(&phone, newest).await;
+    assert_eq!(bench.rows().await, []);
+}
+
+#[tokio::test]
 async fn a_silent_device_gets_a_row_and_nobody_waits_for_it() {
     let mut bench = Bench::new().await;
     let mut phone = bench.connect("bob@eu/phone", 1).await;

@@ -8,6 +8,7 @@ use super::shared::Topic;
 use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, PARTICIPANTS, WATERMARKS, Watermark};
 use super::writer::{Batch, Write};
 use godwit_core::inbox::InboxRow;
+use godwit_wire::frame::SeqRange;
 use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
 
 /// A change of one inbox row.
@@ -15,12 +16,23 @@ use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
 pub enum InboxChange {
     /// The device has not taken `from`. A row that starts lower stays as it is.
     Begin(Seq),
-    /// The device has taken everything below.
-    MoveTo(Seq),
-    /// The device has taken everything up to here, and that is all there is. A row that begins later, of entries that came
-    /// since, stays.
-    Taken(Seq),
+    /// The device has taken these, with which the row begins as far as is known. One that begins lower was begun by
+    /// another relay, and stays.
+    Took(SeqRange),
+    /// As [`InboxChange::Took`], and that is all there is. A row that begins later, of entries that came since, stays.
+    TookAll(SeqRange),
     Remove,
+}
+
+impl InboxChange {
+    /// Where the row begins, as far as whoever changes it knows.
+    fn from(&self) -> Seq {
+        match self {
+            Self::Begin(from) => *from,
+            Self::Took(range) | Self::TookAll(range) => range.from,
+            Self::Remove => Seq::FIRST,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +68,7 @@ pub(super) struct InboxWrites {
 }
 
 impl Write for InboxWrites {
-    /// Rows that were to go, and stay for what came since: from where on.
+    /// Rows that begin lower than was known, or were to go and stay for what came since: from where on.
     type Output = Vec<(DeviceId, ChatId, Seq)>;
     const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
@@ -68,7 +80,7 @@ impl Write for InboxWrites {
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
         let mut left = Vec::new();
         for write in &self.writes {
-            if self.round == Round::Gone && !matches!(write.change, InboxChange::Taken(_)) {
+            if self.round == Round::Gone && !matches!(write.change, InboxChange::TookAll(_)) {
                 continue;
             }
             let key = Key::new().device(&write.device).chat(&write.chat).bytes();
@@ -80,6 +92,8 @@ impl Write for InboxWrites {
                 }
             }
             let row = batch.rows.get(INBOX, &key)?;
+            let lower = row.filter(|row| self.round != Round::Gone && row.from < write.change.from());
+            left.extend(lower.map(|row| (write.device.clone(), write.chat.clone(), row.from)));
             let row = match (&write.change, row) {
                 (InboxChange::Begin(from), Some(row)) if row.from <= *from && row.since != LEAVING => continue,
                 (InboxChange::Begin(from), Some(row)) => {
@@ -90,27 +104,30 @@ impl Write for InboxWrites {
                     batch.metrics.inbox_rows_written.inc();
                     InboxRow { from: *from, since: batch.now }
                 }
-                (InboxChange::MoveTo(from), Some(row)) if row.from < *from => {
-                    InboxRow { from: *from, since: batch.now }
+                (InboxChange::Took(_) | InboxChange::TookAll(_), _) if lower.is_some() => continue,
+                (InboxChange::Took(range), Some(row)) if row.from <= range.to => {
+                    InboxRow { from: range.to.next(), since: batch.now }
                 }
-                (InboxChange::Taken(up_to), Some(row)) if row.from <= up_to.next() && self.round != Round::Gone => {
+                (InboxChange::TookAll(range), Some(row))
+                    if row.from <= range.to.next() && self.round != Round::Gone =>
+                {
                     if self.round == Round::Leave {
-                        InboxRow { from: up_to.next(), since: LEAVING }
+                        InboxRow { from: range.to.next(), since: LEAVING }
                     } else {
                         batch.rows.delete(INBOX, &key)?;
                         continue;
                     }
                 }
-                (InboxChange::Taken(up_to), Some(row)) if self.round == Round::Gone && row.since == LEAVING => {
+                (InboxChange::TookAll(range), Some(row)) if self.round == Round::Gone && row.since == LEAVING => {
                     let head = head_for(batch.rows, &write.device, &write.chat)?;
-                    if head <= Some(*up_to) && row.from == up_to.next() {
+                    if head <= Some(range.to) && row.from == range.to.next() {
                         batch.rows.delete(INBOX, &key)?;
                     } else {
                         left.push((write.device.clone(), write.chat.clone(), row.from));
                     }
                     continue;
                 }
-                (InboxChange::MoveTo(_) | InboxChange::Taken(_), _) => continue,
+                (InboxChange::Took(_) | InboxChange::TookAll(_), _) => continue,
                 (InboxChange::Remove, _) => {
                     batch.rows.delete(INBOX, &key)?;
                     continue;

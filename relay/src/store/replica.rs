@@ -5,7 +5,8 @@
 //! home is away. Only the chat's home decides.
 //!
 //! A copy is gapless from where the region's users take part. A region that joins, or joins again, gets a [`Base`]: the
-//! chat as it is; the entries before that are kept, and change nothing.
+//! chat as it is; the entries before that are kept, and change nothing. The base also says which entries its users saw
+//! before: a copy without them asks for those first.
 
 use super::chats::{ChatState, participants, project};
 use super::keys::{self, Key};
@@ -17,7 +18,7 @@ use super::{Committed, InFlight, StoreError};
 use godwit_core::{Applied, Chat, Entry, Participant};
 use godwit_wire::bounded;
 use godwit_wire::entry::{ChatKind, Title};
-use godwit_wire::{ChatId, Seq, UnixMillis, UserId};
+use godwit_wire::{ChatId, RegionId, Seq, UnixMillis, UserId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -33,6 +34,14 @@ pub struct Base {
     pub created_at: UnixMillis,
     #[serde(deserialize_with = "bounded::list::<_, _, ROWS>")]
     pub participants: Vec<(UserId, Participant)>,
+}
+
+impl Base {
+    /// The last entry before `seq` that users of `region` may see.
+    fn seen_before(&self, seq: Seq, region: &RegionId) -> Option<Seq> {
+        let users = self.participants.iter().filter(|(user, _)| user.is_home(region));
+        users.filter_map(|(_, row)| row.saw_before(seq)).max()
+    }
 }
 
 /// How far a copy is.
@@ -76,7 +85,9 @@ impl Write for Replicate {
                 Some(head) => entry.seq == head.next(),
                 None => matches!(entry.body, godwit_wire::entry::EntryBody::Created { .. }),
             };
-            if !follows && base.is_none() {
+            let region = batch.region;
+            let leads = |base: &Base| head >= base.seen_before(entry.seq, region);
+            if !follows && !base.is_some_and(leads) {
                 return Ok(Replicated::Gap { have: head });
             }
             if let Some(base) = base {
@@ -143,5 +154,75 @@ impl Replicate {
             in_flight: self.in_flight.clone(),
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+    use crate::metrics::Metrics;
+    use crate::store::{OpenStore, Store, StoreLimits, file};
+    use godwit_wire::MessageId;
+    use godwit_wire::entry::{Change, Content, EntryBody, Member, Role};
+    use uuid::Uuid;
+
+    fn entry(seq: u64, from: &str, body: EntryBody) -> Entry {
+        Entry {
+            seq: Seq::new(seq).unwrap(),
+            at: UnixMillis(seq),
+            from: from.parse().unwrap(),
+            enrolment: 1,
+            n: seq,
+            id: MessageId(Uuid::from_u128(seq.into())),
+            previous: None,
+            total_bytes: 0,
+            body,
+        }
+    }
+
+    /// Bob of eu takes part in a chat of us, leaves with its third entry, and joins again with the fifth.
+    #[tokio::test]
+    async fn a_base_does_not_pass_over_what_was_seen_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::system();
+        let opener = file::opener(host.disk.clone(), folder.path().join(file::NAME), "eu".parse().unwrap(), 1 << 20);
+        let opened = Store::open(opener, None, &StoreLimits::default(), &host, Metrics::default()).unwrap();
+        let OpenStore { store, committed: _committed, .. } = opened;
+        let seq = |n| Seq::new(n).unwrap();
+        let chat = ChatId::group("us".parse().unwrap(), Uuid::now_v7()).unwrap();
+        let alice = "alice@us/phone";
+        let bob = || Member { user: "bob@eu".parse().unwrap(), role: Role::Member };
+        let participants = vec![bob()];
+        let entries = [
+            entry(1, alice, EntryBody::Created { kind: ChatKind::Group, title: Title::default(), participants }),
+            entry(2, alice, EntryBody::Message { content: Content("text".into()), blobs: Vec::new() }),
+            entry(3, "bob@eu/phone", EntryBody::Updated(Change::Leave)),
+            entry(4, alice, EntryBody::Message { content: Content("text".into()), blobs: Vec::new() }),
+            entry(5, alice, EntryBody::Updated(Change::Add(vec![bob()]))),
+        ];
+        let mut bobs = Participant::joined(Role::Member, seq(1));
+        bobs.leave(seq(3));
+        bobs.join_again(Role::Member, seq(5));
+        let base = Base {
+            as_of: seq(5),
+            kind: ChatKind::Group,
+            title: Title::default(),
+            created_at: UnixMillis(1),
+            participants: vec![
+                ("alice@us".parse().unwrap(), Participant::joined(Role::Owner, seq(1))),
+                (bob().user, bobs),
+            ],
+        };
+        let take = async |base: Option<&Base>, from: usize, to: usize| {
+            let entries = entries[from - 1..to].to_vec();
+            store.replicate(chat.clone(), base.cloned(), entries).await.unwrap().await.unwrap()
+        };
+        assert_eq!(take(Some(&base), 5, 5).await, Replicated::Gap { have: None });
+        assert_eq!(take(None, 1, 2).await, Replicated::UpTo(seq(2)));
+        assert_eq!(take(Some(&base), 5, 5).await, Replicated::Gap { have: Some(seq(2)) }, "bob saw that he left");
+        assert_eq!(take(None, 3, 3).await, Replicated::UpTo(seq(3)));
+        assert_eq!(take(None, 5, 5).await, Replicated::Gap { have: Some(seq(3)) });
+        assert_eq!(take(Some(&base), 5, 5).await, Replicated::UpTo(seq(5)), "what came meanwhile is not for bob");
     }
 }
