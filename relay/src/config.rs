@@ -400,7 +400,7 @@ impl Config {
     }
 
     /// Where attachments lie, and parts of them that come in.
-    pub(crate) fn blobs_folder(&self) -> PathBuf {
+    pub fn blobs_folder(&self) -> PathBuf {
         self.attachments.folder.clone().unwrap_or_else(|| self.data.join("blobs"))
     }
 

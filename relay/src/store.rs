@@ -91,6 +91,23 @@ pub enum StoreError {
     SharedOtherRegion { found: String, expected: String },
     #[error("the shared store has format {found}, which is newer than this version's {known}: use a newer godwit")]
     SharedNewer { found: String, known: u32 },
+    #[error("the shared store is half a copy: run `godwit store copy` again, it goes on")]
+    HalfCopied,
+    #[error("the shared store is not empty; a copy begins with tables that `godwit store init` has just made")]
+    NotEmpty,
+    #[error(
+        "the shared store holds half a copy of something else, or another `store copy` goes on: begin anew with another \
+         dynamodb.prefix"
+    )]
+    OtherCopy,
+    #[error("the copy of table {table} has {found}, its file {expected}: begin anew with another dynamodb.prefix")]
+    Differs { table: &'static str, found: shared::copy::Digest, expected: shared::copy::Digest },
+    #[error(
+        "{count} attachments are files in {}, which relays that share a store do not have: --leave-attachments copies \
+         everything but them",
+        folder.display()
+    )]
+    AttachmentsInFiles { count: u64, folder: PathBuf },
     #[error("a shared store is backed up by its own means")]
     NoBackup,
     #[error("{}: {source}", path.display())]

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use godwit_certs::folder::{read_certificate, read_chain};
 use godwit_certs::tls::{self, Crypto};
+use godwit_tests::dynamo::{self, Server};
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::process::{self, RelayProcess, commands, fail, run_with_input, succeed};
 use godwit_tests::wire;
@@ -292,6 +293,58 @@ async fn a_backup_of_a_running_relay_restores() -> Result<()> {
     let history = town.json("bob", &["history", &chat])?;
     let texts: Vec<_> = messages(&history).iter().map(|m| m["text"].clone()).collect();
     ensure!(texts == ["before the backup", "after the backup", "after the restore"], "{texts:?}");
+    Ok(())
+}
+
+/// `godwit`, for a server that takes any credentials: whether it succeeded, and all that it said.
+fn with_credentials(args: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = std::process::Command::new(commands().join("godwit"));
+    let output = command.args(args).env("AWS_ACCESS_KEY_ID", "any").env("AWS_SECRET_ACCESS_KEY", "any").output()?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_moves_into_tables_that_relays_share() -> Result<()> {
+    let mut town = Town::new(&["alice", "bob"]).await?;
+    let chat = town.chat("alice", &["direct", "bob@eu"])?.trim().to_owned();
+    town.chat("alice", &["send", &chat, "in the file"])?;
+    let file = town.path("picture");
+    std::fs::write(&file, "a picture")?;
+    town.chat("alice", &["attach", &chat, &file])?;
+    let (certs, data, config) = (town.path("relay/certs/eu/eu-1"), town.path("relay"), town.path("relay.toml"));
+    let text = format!(
+        "listen = \"{}\"\nadmin = \"127.0.0.1:0\"\ncerts = \"{certs}\"\ndata = \"{data}\"\n\n\
+         [store]\nengine = \"dynamodb\"\n\n[attachments]\nstore = \"off\"\n\n\
+         [dynamodb]\nregion = \"us-east-1\"\nendpoint = \"{}\"\nprefix = \"{}\"\n",
+        town.relay.quic,
+        Server::Dynoxide.endpoint().await?,
+        dynamo::prefix(),
+    );
+    std::fs::write(&config, text)?;
+    let store = |verb: &str, more: &[&str], code: i32| -> Result<String> {
+        let (ended, said) = with_credentials(&[&["store", verb, "--config", &config], more].concat())?;
+        ensure!(ended == Some(code), "store {verb}: {ended:?} instead of {code}: {said}");
+        Ok(said)
+    };
+    ensure!(store("copy", &[], 5)?.contains("in use by another process"), "the relay runs");
+    town.relay.kill().await?;
+    // Nobody has made the tables.
+    store("copy", &["--leave-attachments"], 1)?;
+    store("init", &[], 0)?;
+    let said = store("copy", &[], 2)?;
+    ensure!(said.contains("1 attachments are files in") && said.contains("--leave-attachments"), "{said}");
+    let said = store("copy", &["--leave-attachments"], 0)?;
+    ensure!(said.contains("copied and read back: ") && said.contains("the store of region eu is ready"), "{said}");
+    ensure!(store("check", &[], 0)?.starts_with("1 chats, 3 entries, 2 devices, 1 inbox rows"), "checked");
+    ensure!(store("copy", &["--leave-attachments"], 2)?.contains("is not empty"), "it is there");
+    let mut command = tokio::process::Command::new(commands().join("godwit"));
+    command.args(["relay", "--config", &config]).env("AWS_ACCESS_KEY_ID", "any").env("AWS_SECRET_ACCESS_KEY", "any");
+    town.relay = RelayProcess::spawn(command).await?;
+    town.chat("alice", &["send", &chat, "in the tables"])?;
+    let heard = town.json("bob", &["listen", "--count", "3", "--for", "20"])?;
+    let texts: Vec<_> = messages(&heard).iter().map(|m| m["text"].clone()).collect();
+    ensure!(texts.first() == Some(&"in the file".into()) && texts.last() == Some(&"in the tables".into()), "{heard:?}");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod blobs;
 mod clients;
 mod cluster;
 mod commands;
+mod copies;
 mod costs;
 mod crash;
 mod door;

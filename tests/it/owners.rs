@@ -192,13 +192,19 @@ async fn a_number_is_decided_once_by_relays_that_see_different_rights() -> Resul
 }
 
 /// A relay that is gone after so many calls; the last one it made may land.
-struct Mortal {
+pub struct Mortal {
     calls: AtomicU64,
     last: u64,
     is_dead: AtomicBool,
 }
 
-fn mortal(last: u64, landed: bool) -> (Weather, Arc<Mortal>) {
+impl Mortal {
+    pub fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::Relaxed)
+    }
+}
+
+pub fn mortal(last: u64, landed: bool) -> (Weather, Arc<Mortal>) {
     let mortal = Arc::new(Mortal { calls: AtomicU64::new(0), last, is_dead: AtomicBool::new(false) });
     let life = mortal.clone();
     let weather = Arc::new(move || {
@@ -215,7 +221,7 @@ fn mortal(last: u64, landed: bool) -> (Weather, Arc<Mortal>) {
 }
 
 /// What alice does before and after the owner is killed.
-fn changes() -> Vec<Command> {
+pub fn changes() -> Vec<Command> {
     let update = |n, change| command("alice", n, Action::Update(change));
     vec![
         send("alice", 2),
@@ -234,7 +240,7 @@ fn changes() -> Vec<Command> {
 }
 
 /// What everybody sees once all of it was done.
-async fn is_all_done(store: &Store, told: &[Outcome]) -> Result<()> {
+pub async fn is_all_done(store: &Store, told: &[Outcome]) -> Result<()> {
     let alices = log(store, "alice").await?;
     is_one_log(&alices)?;
     ensure!(alices.len() == 7, "{} entries", alices.len());
@@ -281,7 +287,7 @@ async fn whatever_an_owner_left_the_next_one_finishes_first() -> Result<()> {
                     }
                 }
             }
-            let is_dead = life.is_dead.load(Ordering::Relaxed);
+            let is_dead = life.is_dead();
             let mut next = open_shared(Arc::new(calm)).await?;
             let where_ = || format!("killed at call {last}, landed {landed}, at once {at_once}");
             for (i, command) in commands.iter().enumerate() {
@@ -325,7 +331,7 @@ async fn nobody_reads_more_than_their_rights_after_an_owner_was_killed() -> Resu
         let next = open_shared(Arc::new(calm)).await?;
         let bobs: Vec<u64> = log(&next.store, "bob").await?.iter().map(|entry| entry.seq.get()).collect();
         ensure!(bobs == [1] || bobs == [1, 2], "killed at call {last}: bob reads {bobs:?}");
-        if !life.is_dead.load(Ordering::Relaxed) {
+        if !life.is_dead() {
             return Ok(());
         }
     }

@@ -80,12 +80,8 @@ impl Files {
         self.folder.join(UPLOADS).join(hash.to_string())
     }
 
-    fn shelf_of(&self, hash: BlobHash) -> PathBuf {
-        self.folder.join(&hash.to_string()[..2])
-    }
-
     fn blob_of(&self, hash: BlobHash) -> PathBuf {
-        self.shelf_of(hash).join(hash.to_string())
+        blob_in(&self.folder, hash)
     }
 
     fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, BlobFault> + Send + 'static) -> Later<'_, T> {
@@ -94,6 +90,15 @@ impl Files {
             done.map_err(|error| BlobFault::Store(error.to_string()))?
         })
     }
+}
+
+fn shelf_in(folder: &Path, hash: BlobHash) -> PathBuf {
+    folder.join(&hash.to_string()[..2])
+}
+
+/// Where a whole attachment lies in a relay's folder of attachments, if it is there.
+pub(crate) fn blob_in(folder: &Path, hash: BlobHash) -> PathBuf {
+    shelf_in(folder, hash).join(hash.to_string())
 }
 
 fn no_addresses() -> BlobFault {
@@ -149,7 +154,7 @@ impl BlobStore for Files {
     }
 
     fn complete<'a>(&'a self, blob: BlobRef, _: &'a str, parts: Vec<StoredPart>) -> Later<'a, ()> {
-        let (from, to, shelf) = (self.upload_of(blob.hash), self.blob_of(blob.hash), self.shelf_of(blob.hash));
+        let (from, to, shelf) = (self.upload_of(blob.hash), self.blob_of(blob.hash), shelf_in(&self.folder, blob.hash));
         let uploads = self.folder.join(UPLOADS);
         self.run(move || {
             if to.is_dir() {

@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub const FORMAT: u32 = 1;
 /// Rows copied in one transaction.
 const COPY_ROWS: usize = 10_000;
+/// For whoever reads a whole file.
+const CHECK_CACHE_BYTES: usize = 64 << 20;
 /// The file's name in a relay's data folder.
 pub const NAME: &str = "store.redb";
 /// Beside it: how often a relay has started on it.
@@ -26,6 +28,16 @@ const RUNS_NAME: &str = "store.runs";
 /// How to open the store file at `path` for `region`; makes it if there is none.
 pub fn opener(disk: Arc<dyn Disk>, path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
     Arc::new(move || open_or_create(&*disk, &path, cache_bytes, |database| prepare(database, &path, &region)))
+}
+
+/// Opens the store of `region` at `path`, which must be there.
+pub(super) fn open_for(disk: &dyn Disk, path: &Path, region: &RegionId) -> Result<Database, StoreError> {
+    if disk.len(path).is_none() {
+        return Err(StoreError::Missing(path.to_owned()));
+    }
+    let database = open(disk, path, CHECK_CACHE_BYTES)?;
+    prepare(&database, path, region)?;
+    Ok(database)
 }
 
 /// Opens a database that only one process may have open; makes it if there is none. `prepare` writes, or checks, what it
@@ -235,7 +247,7 @@ pub fn check(path: &Path) -> Result<Report, StoreError> {
     if !path.exists() {
         return Err(StoreError::Missing(path.to_owned()));
     }
-    let mut database = open(&SystemDisk, path, 64 << 20)?;
+    let mut database = open(&SystemDisk, path, CHECK_CACHE_BYTES)?;
     let mut report = Report::default();
     if !database.check_integrity()? {
         report.fault("checksums did not match; redb repaired its tables");

@@ -11,8 +11,10 @@
 //! - [`live`], [`draft`]: rows read from the engine, and rows changed
 //! - [`commit`]: writing a batch
 //! - [`workers`]: which batches run when
+//! - [`copy`]: bringing a store here from its file
 
 mod commit;
+pub mod copy;
 mod draft;
 #[cfg(feature = "dynamodb")]
 pub mod dynamo;
@@ -105,6 +107,9 @@ pub(super) async fn checked(
 /// The generation of a store of `region`, and what clients compare anew for.
 fn check(rows: &dyn Rows, region: &RegionId) -> Result<(u64, u64), StoreError> {
     let format = meta::get(rows, meta::FORMAT)?.ok_or(StoreError::NotMade)?;
+    if copy::is_half(&format) {
+        return Err(StoreError::HalfCopied);
+    }
     if format.parse() != Ok(FORMAT) {
         return Err(StoreError::SharedNewer { found: format, known: FORMAT });
     }

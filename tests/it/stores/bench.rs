@@ -6,7 +6,7 @@ use godwit_core::{Action, Command, Outcome, Sender};
 use godwit_relay::host::{Host, SystemDisk, Threads};
 use godwit_relay::metrics::Metrics;
 use godwit_relay::store::shared::{self, engine::Engine};
-use godwit_relay::store::{Issued, OpenStore, Store, StoreLimits, file};
+use godwit_relay::store::{Issued, OpenStore, Store, StoreError, StoreLimits, file};
 use godwit_wire::entry::{ChatKind, Content, LogEntry, Member, Role, Title};
 use godwit_wire::frame::{ChatSummary, Range, Stamp};
 use godwit_wire::{ChatId, Clock, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
@@ -51,9 +51,10 @@ fn open_file(folder: &Path, host: &Host) -> Result<OpenStore> {
 }
 
 /// Opens a store as one more relay of the region does.
-pub async fn open_shared(engine: Arc<dyn Engine>) -> Result<OpenStore> {
+pub async fn open_shared(engine: Arc<dyn Engine>) -> Result<OpenStore, StoreError> {
     let limits = StoreLimits { workers: 4, ..StoreLimits::default() };
-    Ok(Store::share(engine, &"eu".parse()?, &limits, &host(), &Metrics::default()).await?)
+    let region = "eu".parse().expect("a region");
+    Store::share(engine, &region, &limits, &host(), &Metrics::default()).await
 }
 
 fn host() -> Host {
@@ -99,14 +100,36 @@ impl Bench {
         Ok(())
     }
 
+    /// One that is there already.
+    pub async fn reopened(under: Under) -> Result<Self> {
+        let mut bench = Self { under, open: None };
+        bench.up().await?;
+        Ok(bench)
+    }
+
+    pub fn under(&self) -> &Under {
+        &self.under
+    }
+
     /// Stops in order and starts again.
     pub async fn restart(&mut self) -> Result<()> {
+        self.down().await?;
+        self.up().await
+    }
+
+    /// Stops in order.
+    pub async fn stop(mut self) -> Result<Under> {
+        self.down().await?;
+        Ok(self.under)
+    }
+
+    async fn down(&mut self) -> Result<()> {
         let OpenStore { store, committed, threads } = self.open.take().context("open")?;
         drop((store, committed));
         for thread in threads {
             ensure!(thread.ended().await, "a writer panicked");
         }
-        self.up().await
+        Ok(())
     }
 
     pub fn store(&self) -> Store {

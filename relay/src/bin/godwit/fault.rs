@@ -86,6 +86,7 @@ impl From<StoreError> for Fault {
         let code = match error {
             StoreError::InUse(_) => IN_USE,
             StoreError::Corrupt { .. }
+            | StoreError::Differs { .. }
             | StoreError::Newer { .. }
             | StoreError::SharedNewer { .. }
             | StoreError::Record(_)
@@ -94,6 +95,10 @@ impl From<StoreError> for Fault {
             StoreError::OtherRegion { .. }
             | StoreError::SharedOtherRegion { .. }
             | StoreError::NotMade
+            | StoreError::HalfCopied
+            | StoreError::NotEmpty
+            | StoreError::OtherCopy
+            | StoreError::AttachmentsInFiles { .. }
             | StoreError::Missing(_) => USAGE,
             StoreError::Engine(EngineError::NoAnswer(_) | EngineError::Throttled) => UNREACHABLE,
             _ => FAULT,

@@ -12,10 +12,13 @@ use std::time::Duration;
 use {
     godwit_certs::folder::RelayDir,
     godwit_relay::StartError,
-    godwit_relay::host::Threads,
+    godwit_relay::host::{Host, Threads},
     godwit_relay::store::StoreError,
+    godwit_relay::store::shared::copy::{Progress, Source, Step, copy as copy_shared},
     godwit_relay::store::shared::{dynamo::Dynamo, examine, init as init_shared},
     godwit_wire::RegionId,
+    indicatif::{ProgressBar, ProgressStyle},
+    std::io::IsTerminal,
     std::sync::Arc,
 };
 
@@ -27,6 +30,16 @@ pub(crate) enum Verb {
     /// Checks a store: that every chat's log is gapless, and that what follows from it is there. A file may not be in use
     /// by a relay; a shared store may.
     Check(run::Args),
+    /// Copies a relay's store file into the tables of a shared store that `init` has just made, while no relay of the
+    /// region runs, and reads all of it back. The configuration is the one that relays are to have then, with the folder of
+    /// the old store as `data`. One that was interrupted goes on when it is run again.
+    Copy {
+        #[command(flatten)]
+        args: run::Args,
+        /// Copies although attachments are files, which stay where they are: nobody can fetch them any more.
+        #[arg(long)]
+        leave_attachments: bool,
+    },
     /// Copies the store of a running relay, as it is at one moment. To restore, start a relay whose data folder holds
     /// the copy as `store.redb`.
     Backup {
@@ -47,12 +60,50 @@ async fn shared(config: &Config) -> Result<(Dynamo, RegionId), Fault> {
 }
 
 #[cfg(feature = "dynamodb")]
-async fn init(config: &Config) -> Result<(), Fault> {
-    if config.store.engine != StoreEngine::Dynamodb {
-        let why =
-            anyhow::anyhow!("store.engine: is redb, whose file a relay makes by itself; only dynamodb is made ready");
-        return Err(Fault::new(USAGE, why));
+fn must_be_shared(config: &Config, otherwise: &str) -> Result<(), Fault> {
+    match config.store.engine {
+        StoreEngine::Dynamodb => Ok(()),
+        StoreEngine::Redb => Err(Fault::new(USAGE, anyhow::anyhow!("store.engine: is redb, {otherwise}"))),
     }
+}
+
+#[cfg(feature = "dynamodb")]
+async fn copy(config: &Config, leave_attachments: bool) -> Result<(), Fault> {
+    must_be_shared(config, "which is copied from; set it to dynamodb, as relays are to have it")?;
+    let (tables, region) = shared(config).await?;
+    let attachments = (!leave_attachments).then(|| config.blobs_folder());
+    let source = Source { folder: config.data.clone(), attachments };
+    let bar = bar();
+    let told = {
+        let bar = bar.clone();
+        move |Progress { step, rows, of }| {
+            bar.set_message(match step {
+                Step::Reads => "reading",
+                Step::Writes => "copying",
+                Step::Verifies => "reading back",
+            });
+            bar.set_length(of.max(rows));
+            bar.set_position(rows);
+        }
+    };
+    let copied = copy_shared(source, Arc::new(tables), &region, &Host::system(), told).await;
+    bar.finish_and_clear();
+    print(&format!("copied and read back: {}", copied?))?;
+    print(&format!("the store of region {region} is ready; {} stays as it is", config.data.join(file::NAME).display()))
+}
+
+#[cfg(feature = "dynamodb")]
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = "{msg:12} {bar:30} {human_pos}/{human_len} rows, {eta} left";
+    ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("the template is well-formed"))
+}
+
+#[cfg(feature = "dynamodb")]
+async fn init(config: &Config) -> Result<(), Fault> {
+    must_be_shared(config, "whose file a relay makes by itself; only dynamodb is made ready")?;
     let (tables, region) = shared(config).await?;
     let made = |table: &str| {
         // Whoever reads it may have gone; the tables are made all the same.
@@ -75,6 +126,11 @@ fn init(_: &Config) -> std::future::Ready<Result<(), Fault>> {
 }
 
 #[cfg(not(feature = "dynamodb"))]
+fn copy(_: &Config, _: bool) -> std::future::Ready<Result<(), Fault>> {
+    std::future::ready(Err(Fault::new(USAGE, anyhow::anyhow!("this build has no DynamoDB"))))
+}
+
+#[cfg(not(feature = "dynamodb"))]
 fn examined(_: &Config) -> std::future::Ready<Result<Report, Fault>> {
     std::future::ready(Err(Fault::new(USAGE, anyhow::anyhow!("this build has no DynamoDB"))))
 }
@@ -82,6 +138,7 @@ fn examined(_: &Config) -> std::future::Ready<Result<Report, Fault>> {
 pub(crate) async fn run(verb: Verb) -> Result<(), Fault> {
     match verb {
         Verb::Init(args) => init(&args.config()?).await,
+        Verb::Copy { args, leave_attachments } => Box::pin(copy(&args.config()?, leave_attachments)).await,
         Verb::Check(args) => {
             let config = args.config()?;
             let data = config.data.clone();

@@ -89,7 +89,7 @@ impl Pen {
 
     /// Writes an item under a condition that nobody else's writing leaves true. It may have been written though the first
     /// answer was lost, so a refusal is not the last word.
-    async fn fenced(&self, place: Place, item: Item, when: If) -> Result<(), Failure> {
+    pub(super) async fn fenced(&self, place: Place, item: Item, when: If) -> Result<(), Failure> {
         let change = Change { place: place.clone(), item: Some(item.clone()), when };
         match self.change(change).await {
             Ok(()) => Ok(()),

@@ -40,7 +40,7 @@ const READ_TRIES: u32 = 4;
 const BATCH_ITEMS: usize = 25;
 /// Bytes of one BatchWriteItem, of 16 MB that the API allows.
 const BATCH_BYTES: usize = 4 << 20;
-/// How often what a BatchWriteItem left undone is tried again.
+/// How often what a BatchWriteItem left undone is tried again that made no headway.
 const BATCH_TRIES: u32 = 10;
 /// Items of one page.
 const PAGE_ITEMS: usize = 1000;
@@ -300,7 +300,10 @@ impl Dynamo {
 
     async fn put_batch(&self, mut left: HashMap<String, Vec<WriteRequest>>) -> Result<(), EngineError> {
         let mut pause = Duration::from_millis(50);
-        for _ in 0..BATCH_TRIES {
+        let mut tries = 0;
+        while tries < BATCH_TRIES {
+            tries += 1;
+            let before = left.values().map(Vec::len).sum::<usize>();
             match self.changing.batch_write_item().set_request_items(Some(left.clone())).send().await {
                 Ok(written) => left = written.unprocessed_items.unwrap_or_default(),
                 Err(error) => match fault(&error) {
@@ -310,6 +313,9 @@ impl Dynamo {
             }
             if left.is_empty() {
                 return Ok(());
+            }
+            if left.values().map(Vec::len).sum::<usize>() < before {
+                tries = 0;
             }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(Duration::from_secs(2));

@@ -174,6 +174,16 @@ impl Live {
     /// All rows of a table in a span, whatever partitions they are in.
     fn everywhere(&self, table: TableId, span: &Span) -> Result<BTreeMap<Vec<u8>, Bytes>, StoreError> {
         let mut rows = BTreeMap::new();
+        self.whole(table, |key, value| {
+            if span.holds(&key) {
+                rows.insert(key, value);
+            }
+        })?;
+        Ok(rows)
+    }
+
+    /// Shows all rows of a table, in no order.
+    pub(super) fn whole(&self, table: TableId, mut see: impl FnMut(Vec<u8>, Bytes)) -> Result<(), StoreError> {
         let mut after = None;
         loop {
             let part = self.engine.scan(table.name(), after.as_ref())?;
@@ -183,11 +193,13 @@ impl Live {
                 } else {
                     vec![(layout::key(table, &place.partition, &place.sort), shown(table, &item))]
                 };
-                rows.extend(found.into_iter().filter(|(key, _)| span.holds(key)));
+                for (key, value) in found {
+                    see(key, value);
+                }
             }
             match part.next {
                 Some(next) => after = Some(next),
-                None => return Ok(rows),
+                None => return Ok(()),
             }
         }
     }
