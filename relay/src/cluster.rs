@@ -42,7 +42,8 @@ pub(crate) struct Cluster {
     gossip: Mutex<Gossip>,
     pub(crate) peers: Arc<Peers>,
     /// Relays that hold a region's store, by region. More than one in a region is a mistake of its operator.
-    stores: RwLock<HashMap<RegionId, BTreeSet<RelayId>>>,
+    /// With when each started.
+    stores: RwLock<HashMap<RegionId, BTreeMap<RelayId, u64>>>,
     /// Relays that went down and did not come back, with what was heard of them last; for an operator to see.
     lost: Mutex<BTreeMap<RelayId, (Identity, Instant)>>,
     /// It was told of other relays, or met one.
@@ -137,7 +138,7 @@ impl Cluster {
                 if identity.kind().is_owner() {
                     let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
                     let region = stores.entry(identity.relay().region()).or_default();
-                    region.insert(identity.relay().clone());
+                    region.insert(identity.relay().clone(), identity.epoch());
                     if region.len() > 1 && identity.kind() == Kind::Store {
                         tracing::error!(region = %identity.relay().region(), "several relays hold a store of one region");
                     }
@@ -336,12 +337,17 @@ impl Cluster {
 
     /// The relays that hold the store of `region`, or share it, as far as is known.
     pub(crate) fn owners(&self, region: &RegionId) -> BTreeSet<RelayId> {
+        self.owners_since(region).into_keys().collect()
+    }
+
+    /// As [`Cluster::owners`], with when each started: one that started anew has left off what it was doing.
+    pub(crate) fn owners_since(&self, region: &RegionId) -> BTreeMap<RelayId, u64> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
         let mut owners = stores.get(region).cloned().unwrap_or_default();
         drop(stores);
         let me = self.peers.me();
         if me.kind().is_owner() && me.relay().region() == *region {
-            owners.insert(me.relay().clone());
+            owners.insert(me.relay().clone(), me.epoch());
         }
         owners
     }

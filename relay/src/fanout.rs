@@ -48,7 +48,7 @@ use godwit_core::Entry;
 use godwit_core::inbox::{Row, Track};
 use godwit_core::sabotage::{self, Sabotage};
 use godwit_wire::entry::{Change, EntryBody};
-use godwit_wire::frame::{Ack, Event};
+use godwit_wire::frame::{Ack, Event, SeqRange};
 use godwit_wire::{ChatId, Clock, Code, DeviceId, RegionId, Seq, UserId, codec};
 use handle::Input;
 use pushes::Pushes;
@@ -73,6 +73,8 @@ const RECONCILE_TICKS: u64 = 300;
 /// after so many ticks since the owners changed, and then after twice as many each time, up to a limit.
 const ROWS_TICKS: u64 = 600;
 const ROWS_TICKS_MOST: u64 = 36_000;
+/// Chats of which it is known that rows are there; above this many, they are found again.
+const FOUND_CHATS: usize = 65_536;
 /// A chat of which nothing is open leaves memory after this, and how far it got is saved.
 const IDLE_MILLIS: u64 = 1_000;
 /// On a shared store, where each row that is saved costs as much as a message.
@@ -167,6 +169,8 @@ pub(crate) struct Worker {
     unattached: Vec<Arc<Link>>,
     /// When inbox rows are read again, and after how many ticks then.
     rows_due: (u64, u64),
+    /// Devices with rows that were found to be there, or begun, since the chat was taken up: nobody else removes them.
+    found: HashMap<ChatId, HashSet<DeviceId>>,
     /// Chats of a shared store whose logs could not be read: what comes of them meanwhile is read with the rest.
     not_taken_up: BTreeSet<ChatId>,
 }
@@ -212,6 +216,7 @@ impl Worker {
             moves: HashMap::new(),
             unattached: Vec::new(),
             rows_due: (ROWS_TICKS, ROWS_TICKS),
+            found: HashMap::new(),
             not_taken_up: BTreeSet::new(),
         };
         (worker, fanout)
@@ -290,6 +295,7 @@ impl Worker {
                 Committed::Dropped { chats } => self.dropped(&chats),
                 // These forget users; entries of theirs may follow.
                 Committed::Enrolled { device, enrolment } => {
+                    self.metrics.enrolments.inc();
                     self.enrolled(device, enrolment).await;
                     self.meet(events.as_slice()).await;
                 }
@@ -297,7 +303,12 @@ impl Worker {
                     self.reopened().await;
                     self.meet(events.as_slice()).await;
                 }
-                Committed::TakenUp { chat } => self.taken_up(chat).await,
+                Committed::TakenUp { chat, dirty } => {
+                    self.found.remove(&chat);
+                    if dirty {
+                        self.taken_up(chat).await;
+                    }
+                }
             }
         }
     }
@@ -322,8 +333,10 @@ impl Worker {
         let abroad = region::abroad(&self.region, chat, recipients);
         let served = region::served(&self.region, recipients, &abroad);
         let (mut behind, mut begin, mut pushes) = (Vec::new(), Vec::new(), Pushes::default());
-        // Of a shared store, another relay may have removed a row that was there: whoever counts on one begins it again.
-        let is_shared = self.store.is_shared();
+        // Of a shared store, another relay may have removed a row before the chat was taken up: whoever counts on one begins
+        // it again, once.
+        let mut found = self.store.is_shared().then(|| self.found.entry(chat.clone()).or_default());
+        let mut is_uncertain = |device: &DeviceId| found.as_mut().is_some_and(|found| found.insert(device.clone()));
         for device in served.filter_map(|user| self.users.get(user)).flatten() {
             let Some(state) = self.devices.get_mut(device).filter(|_| *device != entry.from) else { continue };
             let frame = || {
@@ -339,14 +352,15 @@ impl Worker {
                         state.set(chat, None);
                     } else if first {
                         fan.waiting.insert(device.clone());
-                    } else if let Some(Track::Live { open, row: Row::Written }) =
-                        state.track(chat).filter(|_| is_shared)
+                    } else if let Some(Track::Live { open, row: Row::Written }) = state.track(chat)
+                        && is_uncertain(device)
                     {
                         begin.push((device.clone(), open.first));
                     }
                 }
                 Offer::Behind { begin: from } => {
-                    let counted_on = state.track(chat).filter(|_| is_shared).map(Track::first);
+                    let is_uncertain = is_uncertain(device);
+                    let counted_on = state.track(chat).map(Track::first).filter(|_| is_uncertain);
                     begin.extend(from.or(counted_on).map(|from| (device.clone(), from)));
                     if state.wants_drain() {
                         behind.push(device.clone());
@@ -393,6 +407,11 @@ impl Worker {
             Input::Lacks { region, chat, have } => self.lacks(&region, &chat, have),
             Input::Restored => self.ask_to_compare(),
             Input::Owners => self.owners_changed().await,
+            Input::Enrolled { device, enrolment, taken_up } => {
+                self.enrolled(device, enrolment).await;
+                // Whoever waits may have given up.
+                let _ = taken_up.send(());
+            }
             Input::Met(region) => drop(self.met.insert(region)),
             Input::Reached { region, chat, marks } => self.reached_elsewhere(&region, &chat, marks),
             Input::Floors { chat, floors } => self.floors(&chat, floors),
@@ -447,10 +466,11 @@ impl Worker {
     /// Sabotage: what waits for a device is forgotten.
     fn drop_rows(&mut self, device: &DeviceId) {
         let Some(state) = self.devices.get_mut(device) else { return };
-        let chats: Vec<ChatId> = state.tracks().map(|(chat, _)| chat.clone()).collect();
-        for chat in chats {
+        let chats: Vec<(ChatId, Track)> = state.tracks().map(|(chat, track)| (chat.clone(), *track)).collect();
+        for (chat, track) in chats {
             state.set(&chat, None);
-            self.moves.insert((device.clone(), chat), InboxChange::Remove);
+            let (from, to) = (track.first(), track.latest().unwrap_or(track.first()));
+            self.moves.insert((device.clone(), chat), InboxChange::TookAll(SeqRange { from, to }));
         }
     }
 
@@ -574,6 +594,9 @@ impl Worker {
                 || fan.lag() > 0
         });
         self.forget_idle_users();
+        if self.found.len() > FOUND_CHATS {
+            self.found.clear();
+        }
     }
 
     fn save_progress(&mut self, due: impl Fn(&ChatFan) -> bool) {

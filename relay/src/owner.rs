@@ -135,7 +135,7 @@ impl Owner {
     }
 
     /// A certificate for a token, which is used up.
-    pub(crate) async fn enrol(&self, token: &str, csr: Bytes) -> Result<Vec<Credential>, Refusal> {
+    pub(crate) async fn enrol(&self, token: &str, csr: Bytes) -> Result<(DeviceId, Issued), Refusal> {
         let now = self.clock.now();
         let identity = self.identity.load_full();
         let grant = identity.tokens.verify(token, now)?;
@@ -151,7 +151,7 @@ impl Owner {
         let issue = move |enrolment| issue(&identity.issuer, &csr, &device, enrolment, now);
         let issued = self.store.enrol(grant.device.clone(), grant.jti, grant.forget_at, issue).await?;
         tracing::info!(device = %grant.device, "enrolled");
-        Ok(issued.chain.into_iter().map(Credential).collect())
+        Ok((grant.device, issued))
     }
 }
 
@@ -168,5 +168,5 @@ fn issue(issuer: &Issuer, csr: &[u8], device: &DeviceId, enrolment: u32, now: Un
         }
     })?;
     let fingerprint = chain.first().map(fingerprint).unwrap_or_default();
-    Ok(Issued { chain: chain.iter().map(|der| Bytes::copy_from_slice(der)).collect(), fingerprint })
+    Ok(Issued { enrolment, chain: chain.iter().map(|der| Bytes::copy_from_slice(der)).collect(), fingerprint })
 }

@@ -32,7 +32,7 @@ use godwit_wire::{ALPN_DEVICE, ALPN_ENROL, ChatId, Code, DeviceId, Refusal, Regi
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -211,15 +211,15 @@ async fn attachments(
 async fn watch_owners(router: Router, joins: bool) {
     let Some(owner) = &router.owner else { return };
     let mut changes = router.changes();
-    let mut known = BTreeSet::new();
+    let mut known = BTreeMap::new();
     if joins {
         let _ = tokio::time::timeout(MEETING, changes.changed()).await;
     } else {
-        known = router.cluster.owners(&router.region);
+        known = router.cluster.owners_since(&router.region);
     }
     loop {
         changes.mark_unchanged();
-        let owners = router.cluster.owners(&router.region);
+        let owners = router.cluster.owners_since(&router.region);
         if owners != known {
             known = owners;
             owner.fanout.owners_changed().await;

@@ -7,13 +7,16 @@
 use crate::cluster::Cluster;
 use crate::owner::Owner;
 use crate::peers::PeerLink;
-use crate::peers::frame::{PeerAsk, PeerPage};
+use crate::peers::frame::{PeerAsk, PeerFrame, PeerPage};
+use bytes::Bytes;
 use godwit_core::Command;
+use godwit_wire::frame::Credential;
 use godwit_wire::{ChatId, Code, DeviceId, Refusal, RegionId, RelayId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// When a client should try again if nobody decides for a region now.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -80,6 +83,22 @@ impl Router {
         let mut owners = self.cluster.owners(home);
         owners.remove(self.cluster.peers.me().relay());
         owners
+    }
+
+    /// A certificate for a token, which is used up at the store of `owner`. Relays that share it hear of the device before
+    /// whoever asked does: what is committed from then on is for it as well.
+    pub(crate) async fn enrol(&self, owner: &Owner, token: &str, csr: Bytes) -> Result<Vec<Credential>, Refusal> {
+        let (device, issued) = owner.enrol(token, csr).await?;
+        let mut telling = JoinSet::new();
+        for relay in self.others(&self.region) {
+            if let Some(peer) = self.cluster.peers.get(&relay) {
+                let frame = PeerFrame::Enrolled { device: device.clone(), enrolment: issued.enrolment };
+                telling.spawn(async move { peer.call(None, &frame).await });
+            }
+        }
+        // One that cannot be told reads of the device when it connects; its user's lists have what was missed.
+        while telling.join_next().await.is_some() {}
+        Ok(issued.chain.into_iter().map(Credential).collect())
     }
 
     /// Users named in these commands who do not exist, where their home can be asked: it is not waited for.

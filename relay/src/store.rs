@@ -163,9 +163,11 @@ pub enum Committed {
     Dropped {
         chats: Vec<ChatId>,
     },
-    /// A chat of a shared store whose log may reach beyond what is settled, and beyond what was told.
+    /// A chat of a shared store, which another relay may have had before. If it is dirty, its log may reach beyond what is
+    /// settled, and beyond what was told.
     TakenUp {
         chat: ChatId,
+        dirty: bool,
     },
     /// The file was opened anew after a fault: what was committed last may be more than was told.
     Reopened,

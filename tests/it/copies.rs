@@ -65,7 +65,7 @@ async fn goes_on(engine: Arc<dyn Engine>, told: &[Outcome]) -> Result<()> {
     let mut is_told = BTreeSet::new();
     while let Ok(event) = open.committed.try_recv() {
         match event {
-            Committed::TakenUp { .. } => is_told.extend(4..=7),
+            Committed::TakenUp { dirty: true, .. } => is_told.extend(4..=7),
             Committed::Entry { entry, .. } => drop(is_told.insert(entry.seq.get())),
             _ => {}
         }

@@ -33,7 +33,7 @@ async fn a_live_message_is_one_write() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_are_away_cost_reads_and_one_write_each() -> Result<()> {
+async fn those_who_are_away_cost_one_write_each_and_no_more() -> Result<()> {
     const AWAY: usize = 49;
     let cluster = Cluster::sharing(&["eu/eu-1"]).await?;
     let alice = cluster.client("alice@eu/phone", &["eu/eu-1"]).await?;
@@ -57,7 +57,7 @@ async fn those_who_are_away_cost_reads_and_one_write_each() -> Result<()> {
     let (reads, writes) = (after.0 - before.0, after.1 - before.1);
     println!("group of {AWAY} who are away: {reads} reads, {writes} writes for {MESSAGES} messages");
     ensure!(writes < MESSAGES as u64 + CHECKPOINTS + 2 * AWAY as u64, "{writes} writes");
-    // Two each and message; and what is on its way when it is counted.
-    ensure!(reads <= 2 * (MESSAGES * AWAY) as u64 + 10 * CHECKPOINTS, "{reads} reads");
+    // Of all of them what is on its way when it is counted, and checkpoints.
+    ensure!(reads < 3 * AWAY as u64 + CHECKPOINTS, "{reads} reads");
     Ok(())
 }

@@ -304,7 +304,7 @@ async fn whatever_an_owner_left_the_next_one_finishes_first() -> Result<()> {
             let mut is_told = BTreeSet::new();
             while let Ok(event) = next.committed.try_recv() {
                 match event {
-                    Committed::TakenUp { .. } => is_told.extend(1..=7),
+                    Committed::TakenUp { dirty: true, .. } => is_told.extend(1..=7),
                     Committed::Entry { entry, .. } => drop(is_told.insert(entry.seq.get())),
                     _ => {}
                 }

@@ -42,7 +42,7 @@ async fn enrol(edge: &Edge, token: String, csr: Bytes) -> Result<Vec<Credential>
     let device = subject(&token).ok_or(Code::TokenInvalid)?;
     let home = device.home();
     match edge.router.route(&home) {
-        Route::Here(owner) => owner.enrol(&token, csr).await,
+        Route::Here(owner) => edge.router.enrol(owner, &token, csr).await,
         Route::There(peer) => {
             let ask = PeerAsk::Enrol(EnrolRequest::Enrol { token, csr });
             match peer.ask_one(&ask).await.map_err(LinkError::refusal)? {

@@ -113,6 +113,9 @@ impl Worker {
     pub(super) fn row_stays(&mut self, device: &DeviceId, chat: &ChatId, from: Seq) {
         let owns = self.owns(chat);
         let Some(state) = self.devices.get_mut(device).filter(|_| owns) else { return };
+        if let Some(found) = self.found.get_mut(chat) {
+            found.remove(device);
+        }
         let track = state.track(chat).copied();
         let lower = track.is_none_or(|track| from < track.first());
         match track {

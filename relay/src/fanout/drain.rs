@@ -121,8 +121,9 @@ impl Worker {
     ) {
         let after = track.read_up_to(covered, head, self.now());
         if after.is_none() {
-            let all = |to| InboxChange::TookAll(SeqRange { from: track.first(), to });
-            self.took(device, chat, head.max(covered).map_or(InboxChange::Remove, all));
+            // Where there is nothing for the device, it has taken what its row begins with.
+            let (from, to) = (track.first(), head.max(covered).unwrap_or(track.first()));
+            self.took(device, chat, InboxChange::TookAll(SeqRange { from, to }));
         }
         if let Some(state) = self.devices.get_mut(device) {
             state.set(chat, after);

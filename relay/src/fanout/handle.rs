@@ -4,9 +4,9 @@ use super::chat::Floors;
 use crate::edge::Link;
 use crate::store::{Floor, Watermark};
 use godwit_wire::frame::Ack;
-use godwit_wire::{ChatId, RegionId, Seq, UserId};
+use godwit_wire::{ChatId, DeviceId, RegionId, Seq, UserId};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Messages that wait, at most; whoever has one more waits then.
 const QUEUED: usize = 4096;
@@ -43,6 +43,12 @@ pub(super) enum Input {
     Owners,
     /// The store of a region and this one agree.
     Met(RegionId),
+    /// Another relay that shares the store enrolled a device.
+    Enrolled {
+        device: DeviceId,
+        enrolment: u32,
+        taken_up: oneshot::Sender<()>,
+    },
     /// How far everybody got in a chat whose home is another region.
     Floors {
         chat: ChatId,
@@ -90,6 +96,13 @@ impl Fanout {
 
     pub(crate) async fn met(&self, region: RegionId) {
         let _ = self.inputs.send(Input::Met(region)).await;
+    }
+
+    /// Returns once what is fanned out is for the device as well.
+    pub(crate) async fn enrolled(&self, device: DeviceId, enrolment: u32) {
+        let (taken_up, wait) = oneshot::channel();
+        let _ = self.inputs.send(Input::Enrolled { device, enrolment, taken_up }).await;
+        let _ = wait.await;
     }
 
     pub(crate) async fn reached(&self, region: RegionId, chat: ChatId, marks: Vec<(UserId, Watermark)>) {

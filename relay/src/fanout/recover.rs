@@ -120,6 +120,7 @@ impl Worker {
         self.begun.clear();
         self.not_taken_up.clear();
         self.moves.clear();
+        self.found.clear();
         for link in links {
             self.attach(link).await;
         }

@@ -64,7 +64,7 @@ impl Bench {
     }
 
     async fn enrol(&self, id: &str) {
-        let issue = |_| Ok(Issued { chain: Vec::new(), fingerprint: [0; 32] });
+        let issue = |enrolment| Ok(Issued { enrolment, chain: Vec::new(), fingerprint: [0; 32] });
         self.store.enrol(device(id), Uuid::now_v7().to_string(), UnixMillis(u64::MAX), issue).await.unwrap();
     }
 

@@ -98,7 +98,6 @@ impl Worker {
     }
 
     pub(super) async fn enrolled(&mut self, device: DeviceId, enrolment: u32) {
-        self.metrics.enrolments.inc();
         if enrolment > 1 {
             let at = self.clock.now();
             let before = enrolment - 1;

@@ -147,10 +147,15 @@ pub(crate) enum PeerFrame {
     },
     /// Enrolments that are shut out, as a home says, or the store of the region to its edges. Answered once they are.
     Revoked(#[serde(deserialize_with = "bounded::list::<_, _, REVOCATIONS>")] Vec<Revocation>),
+    /// Between relays that share a store: a device was enrolled. Answered once its user's entries are for it as well.
+    Enrolled {
+        device: DeviceId,
+        enrolment: u32,
+    },
 }
 
 impl Frame for PeerFrame {
-    const KINDS: u32 = 19;
+    const KINDS: u32 = 20;
     const LIMIT: usize = FRAME_BYTES;
 }
 
@@ -256,11 +261,12 @@ mod tests {
             PeerFrame::Reached { chat: chat.clone(), marks: vec![(device.user(), Watermark::default())] },
             PeerFrame::Floors { chat, delivered: None, read: None },
             PeerFrame::Revoked(vec![Revocation {
-                device,
+                device: device.clone(),
                 enrolment: 2,
                 why: godwit_wire::Code::Revoked,
                 at: godwit_wire::UnixMillis(5),
             }]),
+            PeerFrame::Enrolled { device, enrolment: 2 },
         ]
     }
 

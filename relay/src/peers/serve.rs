@@ -245,6 +245,15 @@ impl Served {
                 }
                 owner.map(|_| PeerFrame::Done)
             }
+            PeerFrame::Enrolled { device, enrolment } => {
+                // Behind nothing else: it waits for fan-out.
+                let served = self.clone();
+                tokio::spawn(async move {
+                    let reply = served.enrolled(device, enrolment).await;
+                    served.link.reply(number, None, &reply.map_or_else(PeerFrame::Refused, |()| PeerFrame::Done));
+                });
+                return;
+            }
             PeerFrame::Revoked(revocations) => self.revoked(revocations).await.map(|()| PeerFrame::Done),
             PeerFrame::Unsupported
             | PeerFrame::Done
@@ -257,11 +266,23 @@ impl Served {
         }
     }
 
+    /// Whether the peer holds the store of this region, or shares it.
+    fn is_of_own_store(&self) -> bool {
+        self.link.relay().region() == self.edge.router.region && self.link.peer.kind().is_owner()
+    }
+
+    async fn enrolled(&self, device: DeviceId, enrolment: u32) -> Result<(), Refusal> {
+        let owner = self.owner()?;
+        if self.is_of_own_store() {
+            owner.fanout.enrolled(device, enrolment).await;
+        }
+        Ok(())
+    }
+
     /// Shuts out what the peer may say is shut out, and passes it on.
     async fn revoked(&self, revocations: Vec<Revocation>) -> Result<(), Refusal> {
         let edge = &self.edge;
-        let peer = self.link.relay().region();
-        let own_store = peer == edge.router.region && self.link.peer.kind().is_owner();
+        let (peer, own_store) = (self.link.relay().region(), self.is_of_own_store());
         let believed = |device: &DeviceId| own_store || device.home() == peer;
         let mut news = revocations;
         news.retain(|revocation| believed(&revocation.device) && !edge.revocations.knows(revocation));
@@ -412,7 +433,7 @@ impl Served {
                 write(&mut send, &answer.await.unwrap_or_else(Reply::Refused)).await
             }
             PeerAsk::Enrol(EnrolRequest::Enrol { token, csr }) => {
-                let answer = async { self.owner()?.enrol(&token, csr).await };
+                let answer = async { self.edge.router.enrol(self.owner()?, &token, csr).await };
                 let reply = answer.await.map_or_else(Reply::Refused, Reply::Certificate);
                 write(&mut send, &reply).await
             }

@@ -6,7 +6,7 @@ use super::keys::Key;
 use super::rows::{Records, RecordsMut, Rows};
 use super::shared::Topic;
 use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, PARTICIPANTS, WATERMARKS, Watermark};
-use super::writer::{Batch, Write};
+use super::writer::{Batch, Fence, Write};
 use godwit_core::inbox::InboxRow;
 use godwit_wire::frame::SeqRange;
 use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
@@ -21,7 +21,6 @@ pub enum InboxChange {
     Took(SeqRange),
     /// As [`InboxChange::Took`], and that is all there is. A row that begins later, of entries that came since, stays.
     TookAll(SeqRange),
-    Remove,
 }
 
 impl InboxChange {
@@ -30,7 +29,6 @@ impl InboxChange {
         match self {
             Self::Begin(from) => *from,
             Self::Took(range) | Self::TookAll(range) => range.from,
-            Self::Remove => Seq::FIRST,
         }
     }
 }
@@ -47,8 +45,8 @@ pub struct InboxWrite {
 /// How a row goes that its device has taken.
 ///
 /// On a shared store another relay may just have committed an entry, seen the row, and left it at that. So a row goes in
-/// two rounds: it is marked as leaving, and only if the log has nothing more *then*, and nobody began the row anew since, it
-/// is removed. Whoever begins a row that is leaving writes it anew.
+/// two rounds: it is marked as leaving, and only if the log has nothing more *then*, nobody has the chat but who removes it,
+/// and nobody began the row anew since, it is removed. Whoever begins a row that is leaving writes it anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Round {
     /// There is no other relay.
@@ -70,11 +68,15 @@ pub(super) struct InboxWrites {
 impl Write for InboxWrites {
     /// Rows that begin lower than was known, or were to go and stay for what came since: from where on.
     type Output = Vec<(DeviceId, ChatId, Seq)>;
-    const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
 
     fn topic(&self) -> Topic {
         self.writes.first().map_or(Topic::Region, |write| Topic::Chat(write.chat.clone()))
+    }
+
+    fn fence(&self) -> Fence {
+        // Whoever counts on a row reads it once, and then knows that it stays until another relay takes the chat up.
+        if self.round == Round::Gone { Fence::Before } else { Fence::Loose }
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError> {
@@ -128,10 +130,6 @@ impl Write for InboxWrites {
                     continue;
                 }
                 (InboxChange::Took(_) | InboxChange::TookAll(_), _) => continue,
-                (InboxChange::Remove, _) => {
-                    batch.rows.delete(INBOX, &key)?;
-                    continue;
-                }
             };
             batch.rows.put(INBOX, &key, &row)?;
         }
@@ -172,11 +170,14 @@ pub(super) struct SaveProgress(pub(super) Vec<ChatProgress>);
 
 impl Write for SaveProgress {
     type Output = ();
-    const IS_LOOSE: bool = true;
     const NEEDS_SPACE: bool = false;
 
     fn topic(&self) -> Topic {
         self.0.first().map_or(Topic::Region, |progress| Topic::Chat(progress.chat.clone()))
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::Loose
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {

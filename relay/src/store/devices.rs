@@ -5,7 +5,7 @@ use super::keys::{Key, Parts, Span};
 use super::rows::{Records, RecordsMut, RowsMut};
 use super::shared::Topic;
 use super::tables::{DEVICES, INBOX, PARTICIPANTS, REVOCATIONS, Record, TOKENS, Table, USER_CHATS};
-use super::writer::{Batch, Write};
+use super::writer::{Batch, Fence, Write};
 use super::{Committed, StoreError};
 use crate::revocations::forgotten_before;
 use godwit_core::device::{Revocation, next_enrolment};
@@ -20,6 +20,7 @@ const FORGET: usize = 64;
 /// What a certificate authority returns for a device: its chain, DER, and the leaf's SHA-256.
 #[derive(Clone, Debug)]
 pub struct Issued {
+    pub enrolment: u32,
     pub chain: Vec<bytes::Bytes>,
     pub fingerprint: [u8; 32],
 }
@@ -175,10 +176,13 @@ pub(super) struct NoteRevocations(pub(super) Vec<Revocation>);
 impl Write for NoteRevocations {
     type Output = ();
     const NEEDS_SPACE: bool = false;
-    const IS_LOOSE: bool = true;
 
     fn topic(&self) -> Topic {
         Topic::Region
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::Loose
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
@@ -195,10 +199,13 @@ pub(super) struct Seen {
 impl Write for Seen {
     type Output = ();
     const NEEDS_SPACE: bool = false;
-    const IS_LOOSE: bool = true;
 
     fn topic(&self) -> Topic {
         Topic::User(self.device.user())
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::Loose
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {

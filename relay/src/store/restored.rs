@@ -6,7 +6,7 @@ use super::read::Snapshot;
 use super::rows::{Order, Records, RecordsMut, decode};
 use super::shared::Topic;
 use super::tables::{BASES, CHATS, CURSORS, DIRTY, INBOX, LOG, PARTICIPANTS, USER_CHATS, WATERMARKS};
-use super::writer::{Batch, Write};
+use super::writer::{Batch, Fence, Write};
 use super::{Committed, StoreError, meta};
 use godwit_core::Participant;
 use godwit_wire::entry::EntryId;
@@ -122,10 +122,13 @@ pub(super) struct DropCopies {
 impl Write for DropCopies {
     type Output = ();
     const NEEDS_SPACE: bool = false;
-    const IS_LOOSE: bool = true;
 
     fn topic(&self) -> Topic {
         self.chats.first().map_or(Topic::Region, |chat| Topic::Chat(chat.clone()))
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::Loose
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
@@ -167,10 +170,13 @@ pub(super) struct NoteMet {
 impl Write for NoteMet {
     type Output = ();
     const NEEDS_SPACE: bool = false;
-    const IS_LOOSE: bool = true;
 
     fn topic(&self) -> Topic {
         Topic::Region
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::Loose
     }
 
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {

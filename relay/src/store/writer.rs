@@ -43,11 +43,11 @@ pub(super) trait Write: Send + 'static {
     type Output: Send;
     /// Refused while free space is below the reserve. What frees space, or lets a device acknowledge, must go on.
     const NEEDS_SPACE: bool = true;
-    /// On a shared store: it needs no fence, since each row that it changes means the same without the others, and
-    /// whoever writes it twice, or over what somebody else wrote, writes what is so.
-    const IS_LOOSE: bool = false;
     /// On a shared store: which writes it comes before or after.
     fn topic(&self) -> Topic;
+    fn fence(&self) -> Fence {
+        Fence::Journal
+    }
     fn apply(&self, batch: &mut Batch<'_>) -> Result<Self::Output, StoreError>;
     /// Numbered requests in it, for the metric.
     fn commands(&self) -> usize {
@@ -59,13 +59,25 @@ pub(super) trait Write: Send + 'static {
     }
 }
 
+/// What keeps a write to a shared store from going over what another relay wrote meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// It is an item of its topic's journal.
+    Journal,
+    /// The next place of the journal is taken before it, so that nobody wrote there since what it was decided upon.
+    Before,
+    /// None: each row that it changes means the same without the others, and whoever writes it twice, or over what
+    /// somebody else wrote, writes what is so.
+    Loose,
+}
+
 /// A write that waits for its commit.
 pub(super) trait Job: Send {
     fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError>;
     fn finish(self: Box<Self>);
     fn fail(self: Box<Self>, refusal: Refusal);
     fn needs_space(&self) -> bool;
-    fn is_loose(&self) -> bool;
+    fn fence(&self) -> Fence;
     fn commands(&self) -> usize;
     fn bytes(&self) -> usize;
 }
@@ -97,8 +109,8 @@ impl<W: Write> Job for Pending<W> {
         W::NEEDS_SPACE
     }
 
-    fn is_loose(&self) -> bool {
-        W::IS_LOOSE
+    fn fence(&self) -> Fence {
+        self.write.fence()
     }
 
     fn commands(&self) -> usize {

@@ -36,7 +36,7 @@ impl Bench {
         bench.up()?;
         for user in ["alice", "bob"] {
             let id = device(user);
-            let issue = |_| Ok(Issued { chain: Vec::new(), fingerprint: [0; 32] });
+            let issue = |enrolment| Ok(Issued { enrolment, chain: Vec::new(), fingerprint: [0; 32] });
             bench.store().enrol(id, user.to_owned(), UnixMillis(u64::MAX), issue).await?;
         }
         Ok(bench)

@@ -85,7 +85,7 @@ impl Bench {
             let enrolment = enrolment.clone();
             move |n: u32| {
                 enrolment.store(n.into(), Ordering::Relaxed);
-                Ok(Issued { chain: Vec::new(), fingerprint: [0; 32] })
+                Ok(Issued { enrolment: n, chain: Vec::new(), fingerprint: [0; 32] })
             }
         };
         self.store().enrol(device(user), format!("{user} {token}"), UnixMillis(u64::MAX), issue).await?;

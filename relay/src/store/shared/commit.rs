@@ -117,14 +117,11 @@ impl Pen {
             let item = Item { value: self.mark(), order: 0 };
             let adopted = self.fenced(place, item, If::Value(mark.value)).await;
             let fenced = match adopted {
-                Ok(()) => {
-                    let at = position.next;
-                    self.append(topic, &mut position, Sheet::default(), at).await
-                }
+                Ok(()) => self.fence(topic, &mut position).await,
                 Err(failure) => Err(failure),
             };
             match fenced {
-                Ok(_) => return Ok(TakenUp { position, dirty: true }),
+                Ok(()) => return Ok(TakenUp { position, dirty: true }),
                 Err(Failure::Outrun) => {}
                 Err(fault) => return Err(fault),
             }
@@ -324,6 +321,26 @@ impl Pen {
             }
         }
         Ok(())
+    }
+
+    /// As [`Pen::write_loose`], once it is certain that nobody else had the journal since it was taken up.
+    pub(super) async fn write_behind_fence(
+        &self,
+        topic: &Topic,
+        position: &mut Position,
+        changes: Vec<Changed>,
+    ) -> Result<(), Failure> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.fence(topic, position).await?;
+        self.write_loose(changes).await
+    }
+
+    /// Takes the next place of a journal with nothing in it: whoever had the journal before writes no more.
+    async fn fence(&self, topic: &Topic, position: &mut Position) -> Result<(), Failure> {
+        let at = position.next;
+        self.append(topic, position, Sheet::default(), at).await.map(drop)
     }
 
     /// The rows of a journal that is no chat's are written: it need not be done again.

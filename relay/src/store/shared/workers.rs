@@ -10,7 +10,7 @@ use super::journal::{Position, Topic};
 use crate::host::Threads;
 use crate::metrics::Metrics;
 use crate::store::chats::{ChatCache, ChatState};
-use crate::store::writer::{Batch, Job, Write, answer_all, count_commit, fail_all, job, unavailable};
+use crate::store::writer::{Batch, Fence, Job, Write, answer_all, count_commit, fail_all, job, unavailable};
 use crate::store::{CommitTime, Committed, StoreError};
 use godwit_wire::{ChatId, Clock, Code, Refusal, RegionId};
 use std::collections::{HashMap, VecDeque};
@@ -111,7 +111,7 @@ impl Topics {
         self.ready.close();
     }
 
-    /// The next topic with its next batch: writes that are fenced, or writes that need no fence.
+    /// The next topic with its next batch: writes that are fenced alike.
     async fn next(&self) -> Option<Taken> {
         // Closed: what is ready is done all the same.
         if let Ok(permit) = self.ready.acquire().await {
@@ -121,17 +121,17 @@ impl Topics {
         let topic = state.ready.pop_front()?;
         let queue = state.queues.get_mut(&topic)?;
         let (mut jobs, mut bytes) = (Vec::new(), 0);
-        let is_loose = queue.jobs.front().is_some_and(|(job, _)| job.is_loose());
+        let fence = queue.jobs.front().map_or(Fence::Journal, |(job, _)| job.fence());
         while let Some((job, _)) = queue.jobs.front() {
             bytes += job.bytes();
             let is_full = jobs.len() >= BATCH_JOBS || bytes > BATCH_BYTES && !jobs.is_empty();
-            if is_full || job.is_loose() != is_loose {
+            if is_full || job.fence() != fence {
                 break;
             }
             jobs.extend(queue.jobs.pop_front().map(|(job, _)| job));
         }
         let kept = state.kept.remove(&topic);
-        Some(Taken { topic, jobs, is_loose, kept })
+        Some(Taken { topic, jobs, fence, kept })
     }
 
     /// A batch is done: what is kept of its topic, or that it rests.
@@ -182,7 +182,7 @@ impl Topics {
 struct Taken {
     topic: Topic,
     jobs: Vec<Box<dyn Job>>,
-    is_loose: bool,
+    fence: Fence,
     kept: Option<Kept>,
 }
 
@@ -226,15 +226,15 @@ enum Attempt {
 impl Worker {
     /// Runs until the topics are closed and nothing is left.
     pub(crate) async fn run(self) {
-        while let Some(Taken { topic, jobs, is_loose, mut kept }) = self.topics.next().await {
-            self.batch(&topic, jobs, is_loose, &mut kept).await;
+        while let Some(Taken { topic, jobs, fence, mut kept }) = self.topics.next().await {
+            self.batch(&topic, jobs, fence, &mut kept).await;
             self.topics.done(topic, kept, self.cached_chats);
         }
     }
 
-    async fn batch(&self, topic: &Topic, mut jobs: Vec<Box<dyn Job>>, is_loose: bool, kept: &mut Option<Kept>) {
+    async fn batch(&self, topic: &Topic, mut jobs: Vec<Box<dyn Job>>, fence: Fence, kept: &mut Option<Kept>) {
         for _ in 0..ATTEMPTS {
-            let attempt = self.attempt(topic, &mut jobs, is_loose, kept).await;
+            let attempt = self.attempt(topic, &mut jobs, fence, kept).await;
             self.threads.settle().await;
             match attempt {
                 Attempt::Written(committed) => return answer_all(&self.metrics, &self.committed, committed, jobs),
@@ -245,7 +245,7 @@ impl Worker {
                 Attempt::Panicked => {
                     *kept = None;
                     for job in jobs {
-                        Box::pin(self.batch(topic, vec![job], is_loose, kept)).await;
+                        Box::pin(self.batch(topic, vec![job], fence, kept)).await;
                     }
                     return;
                 }
@@ -297,7 +297,7 @@ impl Worker {
         &self,
         topic: &Topic,
         jobs: &mut [Box<dyn Job>],
-        is_loose: bool,
+        fence: Fence,
         kept: &mut Option<Kept>,
     ) -> Attempt {
         let started = Instant::now();
@@ -306,10 +306,8 @@ impl Worker {
             match self.pen.take_up(topic).await {
                 Ok(TakenUp { position, dirty }) => {
                     *kept = Some(Kept { position, state: None, used: 0 });
-                    if let Topic::Chat(chat) = topic
-                        && dirty
-                    {
-                        committed.push(Committed::TakenUp { chat: chat.clone() });
+                    if let Topic::Chat(chat) = topic {
+                        committed.push(Committed::TakenUp { chat: chat.clone(), dirty });
                     }
                 }
                 Err(failure) => return Attempt::Failed(failure),
@@ -331,15 +329,15 @@ impl Worker {
             }
         };
         let changes_any = !changes.is_empty();
-        let written = if is_loose {
-            self.pen.write_loose(changes).await
-        } else {
-            self.pen.commit(topic, &mut of_topic.position, changes).await
+        let written = match fence {
+            Fence::Journal => self.pen.commit(topic, &mut of_topic.position, changes).await,
+            Fence::Before => self.pen.write_behind_fence(topic, &mut of_topic.position, changes).await,
+            Fence::Loose => self.pen.write_loose(changes).await,
         };
         if let Err(failure) = written {
             return Attempt::Failed(failure);
         }
-        if changes_any && !is_loose {
+        if changes_any && fence == Fence::Journal {
             if let Err(failure) = self.pen.close_sheet(topic, &of_topic.position).await {
                 tracing::debug!(?failure, ?topic, "a sheet stays open, and is written again later");
                 *kept = None;
