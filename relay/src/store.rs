@@ -35,7 +35,7 @@ mod writer;
 pub(crate) use blobs::{BlobChange, Upload};
 pub use delivery::{ChatProgress, InboxChange, InboxWrite};
 pub use devices::Issued;
-pub(crate) use read::{PageLimit, RegionRun, Snapshot, Unsettled};
+pub(crate) use read::{Freshness, PageLimit, RegionRun, Snapshot, Unsettled};
 pub use replica::{Base, Replicated};
 pub use tables::{Floor, Watermark};
 
@@ -349,8 +349,8 @@ impl Store {
         metrics: &Metrics,
     ) -> Result<OpenStore, StoreError> {
         let pen = Pen { engine, bounds: Arc::default(), me: host.crypto.random_number() };
-        let checked = shared::checked(pen.engine.clone(), region, &host.threads).await;
-        let (generation, client_generation) = checked?;
+        let opened = shared::opened(pen.engine.clone(), region, &host.threads).await;
+        let (generation, client_generation) = opened?;
         let topics = Arc::new(Topics::new());
         let commit_time = Arc::<CommitTime>::default();
         // Not bounded by itself: every entry in it holds a part of `in_flight`.

@@ -241,3 +241,14 @@ async fn a_copy_that_lacks_something_is_noticed() -> Result<()> {
     ensure!(matches!(open_shared(Arc::new(calm)).await, Err(StoreError::HalfCopied)), "nobody starts on it");
     Ok(())
 }
+
+/// By which relays notice that their tables were restored from a backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_known_again() -> Result<()> {
+    for server in [Server::Dynoxide, Server::Dynalite] {
+        let tables = server.tables().await?;
+        let identity = tables.identity().await?;
+        ensure!(identity.is_some() && tables.identity().await? == identity, "{server:?}: {identity:?}");
+    }
+    Ok(())
+}

@@ -236,3 +236,41 @@ async fn a_file_that_was_lost_with_the_store_is_uploaded_and_sent_again() -> Res
     ensure!(got == std::fs::read(&path)?);
     Ok(())
 }
+
+/// Tables that were restored from a backup are others: relays notice by themselves, and devices send again what the store
+/// forgot.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_were_restored_are_noticed() -> Result<()> {
+    let relays = ["eu/eu-1", "eu/eu-2"];
+    let mut cluster = Cluster::sharing(&relays).await?;
+    let alice = cluster.client("alice@eu/phone", &relays).await?;
+    let bob = cluster.client("bob@eu/phone", &relays).await?;
+    let credential = cluster.enrol("carol@eu/phone", relays[0]).await?;
+    let generation = async |cluster: &Cluster, at| {
+        anyhow::Ok(cluster.connect(credential.clone(), at).await?.welcome.store_generation)
+    };
+    let (chat, _) = alice.direct("bob@eu".parse()?)?;
+    send(&alice, &chat, 0..5, MessageState::Delivered).await?;
+    let before = generation(&cluster, relays[0]).await?;
+    let region: godwit_wire::RegionId = "eu".parse()?;
+    let backup = cluster.stores().back_up(&region).context("a shared store")?;
+    send(&alice, &chat, 5..10, MessageState::Delivered).await?;
+    for relay in relays {
+        cluster.down(relay).await;
+    }
+    cluster.stores().put_back(region, backup);
+    for relay in relays {
+        cluster.up(relay).await?;
+    }
+    cluster.meet().await?;
+    send(&alice, &chat, 10..15, MessageState::Delivered).await?;
+    let after = generation(&cluster, relays[0]).await?;
+    ensure!(after != before && after == generation(&cluster, relays[1]).await?, "generation {before}, then {after}");
+    let texts = shown(&bob, &chat, 15).await?;
+    ensure!(texts == (0..15).map(|n| n.to_string()).collect::<Vec<_>>(), "{texts:?}");
+    // Started once more, it is the same store.
+    cluster.down(relays[1]).await;
+    cluster.up(relays[1]).await?;
+    ensure!(generation(&cluster, relays[1]).await? == after, "once");
+    Ok(())
+}

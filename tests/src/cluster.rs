@@ -129,6 +129,10 @@ impl Cluster {
         until("the relays to know each other", met).await
     }
 
+    pub fn stores(&mut self) -> &mut Regions {
+        &mut self.stores
+    }
+
     /// What was asked of shared stores so far.
     pub fn counts(&self) -> &Counts {
         &self.stores.counts

@@ -8,13 +8,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     reads: Arc<AtomicU64>,
+    lately: Arc<AtomicU64>,
     writes: Arc<AtomicU64>,
 }
 
+/// What was asked of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Of an item, or of a page of them.
+    pub reads: u64,
+    /// Of a page of items as they were a moment ago, perhaps: at half the price.
+    pub lately: u64,
+    /// Items.
+    pub writes: u64,
+}
+
+impl Calls {
+    /// What was asked since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            reads: self.reads - before.reads,
+            lately: self.lately - before.lately,
+            writes: self.writes - before.writes,
+        }
+    }
+}
+
 impl Counts {
-    /// Reads (of an item, or of a page of them) and written items.
-    pub fn now(&self) -> (u64, u64) {
-        (self.reads.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    pub fn now(&self) -> Calls {
+        let [reads, lately, writes] =
+            [&self.reads, &self.lately, &self.writes].map(|count| count.load(Ordering::Relaxed));
+        Calls { reads, lately, writes }
     }
 }
 
@@ -42,11 +67,19 @@ impl<E: Engine> Engine for Counted<E> {
     }
 
     fn query(&self, query: &Query<'_>) -> Result<Page, EngineError> {
+        if query.lately {
+            self.counts.lately.fetch_add(1, Ordering::Relaxed);
+            return self.engine.query(query);
+        }
         self.read().query(query)
     }
 
     fn scan(&self, table: &'static str, after: Option<&Place>) -> Result<Part, EngineError> {
         self.read().scan(table, after)
+    }
+
+    fn identity(&self) -> Answer<'_, Option<String>> {
+        self.engine.identity()
     }
 
     fn change(&self, change: Change) -> Answer<'_, ()> {

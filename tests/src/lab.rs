@@ -44,6 +44,9 @@ pub async fn enrol(authority: &AuthorityDir, token: String, relays: Vec<String>,
     Ok(())
 }
 
+/// How old what a shared store shows is where that may be so.
+const LAG: Duration = Duration::from_millis(200);
+
 /// Stores of regions in memory, for relays that share them.
 #[derive(Debug)]
 pub struct Regions {
@@ -78,12 +81,23 @@ impl Regions {
         Ok(())
     }
 
+    /// A shared store as it is now, in tables of its own.
+    pub fn back_up(&self, region: &RegionId) -> Option<Memory> {
+        self.stores.get(region).map(|store| store.restored("restored"))
+    }
+
+    /// Relays that start from now on have what was backed up.
+    pub fn put_back(&mut self, region: RegionId, backup: Memory) {
+        self.stores.insert(region, backup);
+    }
+
     /// This machine, with the store of `region` if that is shared.
     pub async fn host(&mut self, region: &RegionId) -> Result<Host> {
         if !self.are_shared {
             return Ok(Host::system());
         }
-        let engine = self.stores.entry(region.clone()).or_default().clone();
+        let engine =
+            self.stores.entry(region.clone()).or_insert_with(|| Memory::default().lagging(LAG).called("made")).clone();
         shared::init(Arc::new(engine.clone()), region, &Threads::System).await?;
         let engine = Counted { engine, counts: self.counts.clone() };
         Ok(Host { shared: Some(Arc::new(engine)), ..Host::system() })

@@ -2,7 +2,7 @@
 
 use super::{Report, Worker, entry_event, event_frame};
 use crate::edge::Link;
-use crate::store::{InboxChange, PageLimit, Snapshot, StoreError};
+use crate::store::{Freshness, InboxChange, PageLimit, Snapshot, StoreError};
 use godwit_core::Entry;
 use godwit_core::inbox::Track;
 use godwit_wire::frame::{Event, Range, SeqRange};
@@ -175,7 +175,7 @@ fn read(store: &Snapshot, user: &UserId, chat: &ChatId, from: Seq, limits: Optio
         start = first_within(store, chat, from, head, limits)?;
     }
     let gap = start.prev().filter(|_| start > from).map(|to| SeqRange { from, to });
-    match store.stretch(user, chat, Range::From(start), PAGE)? {
+    match store.stretch(user, chat, Range::From(start), PAGE, Freshness::Lately)? {
         Ok(stretch) => Ok(Page { gap, entries: stretch.entries, hidden: stretch.hidden, head: Some(stretch.head) }),
         // No participant, or no chat: there is nothing for the device here.
         Err(_) => Ok(Page { gap: None, entries: Vec::new(), hidden: Vec::new(), head: None }),

@@ -82,7 +82,7 @@ impl Worker {
         let users: BTreeSet<UserId> = connected.map(|(device, _)| device.user()).collect();
         for user in users {
             let id = user.clone();
-            let Ok(rows) = self.store.read(move |store| store.inbox_of_user(&id)).await else { continue };
+            let Ok(rows) = self.store.read(move |store| store.inbox_of_user_lately(&id)).await else { continue };
             for (device, chat, row) in rows {
                 // One that is known, or is on its way to be changed, is newer here.
                 let is_known = self.moves.contains_key(&(device.clone(), chat.clone())) || !self.saves.is_idle();

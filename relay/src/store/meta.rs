@@ -11,6 +11,8 @@ pub(super) const GENERATION: &str = "generation";
 /// Another each time that clients are to compare what they have though this store was not restored.
 pub(super) const COMPARISON: &str = "comparison";
 pub(super) const REGION: &str = "region";
+/// Of a shared store: which tables those are that relays started on last.
+pub(super) const TABLES: &str = "tables";
 /// Of a copy that no relay has started on yet.
 pub(super) const COPY: &str = "copy";
 /// How often a relay has started on the file.

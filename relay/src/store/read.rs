@@ -48,6 +48,14 @@ pub(crate) struct RegionRun {
     pub(crate) head: Option<Seq>,
 }
 
+/// How new what is read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    Now,
+    /// As it was a moment ago will do.
+    Lately,
+}
+
 /// How much one page takes at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageLimit {
@@ -88,12 +96,12 @@ impl Snapshot {
 
     /// The inbox rows of all devices of a user.
     pub(crate) fn inbox_of_user(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
-        let mut rows = Vec::new();
-        for (key, row) in self.rows().all(INBOX, &Key::new().user(user).prefix())? {
-            let mut parts = Parts(&key);
-            rows.push((parts.device()?, parts.chat()?, row));
-        }
-        Ok(rows)
+        inbox_rows(self.rows().all(INBOX, &Key::new().user(user).prefix())?)
+    }
+
+    /// As [`Snapshot::inbox_of_user`], as it was a moment ago, perhaps.
+    pub(crate) fn inbox_of_user_lately(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
+        inbox_rows(self.rows().all_lately(INBOX, &Key::new().user(user).prefix())?)
     }
 
     /// The first `limit` inbox rows of all: who has not taken which chat, from where on.
@@ -120,11 +128,16 @@ impl Snapshot {
 
     /// Who belongs to the chat now, with how far each got.
     pub(crate) fn watermarks(&self, chat: &ChatId) -> Result<BTreeMap<UserId, Watermark>, StoreError> {
+        let mut saved = BTreeMap::new();
+        for (key, mark) in self.rows().all(WATERMARKS, &Key::new().chat(chat).prefix())? {
+            let mut parts = Parts(&key);
+            parts.chat()?;
+            saved.insert(parts.user()?, mark);
+        }
         let mut all = BTreeMap::new();
         for (user, row) in participants(self.rows(), chat)? {
             if row.is_present() {
-                let key = Key::new().chat(chat).user(&user).bytes();
-                let mut mark = self.rows().get(WATERMARKS, &key)?.unwrap_or_default();
+                let mut mark = saved.remove(&user).unwrap_or_default();
                 // What came before somebody joined is not theirs to take.
                 mark.delivered = mark.delivered.max(row.since().prev());
                 mark.read = mark.read.max(row.since().prev());
@@ -149,7 +162,8 @@ impl Snapshot {
         limit: usize,
     ) -> Result<Result<HistoryPage, Refusal>, StoreError> {
         let limit = PageLimit { entries: limit, bytes: limits::PAGE_BYTES };
-        Ok(self.stretch(user, chat, range, limit)?.map(|stretch| HistoryPage {
+        // Of something erased a moment ago, nobody is to see what it was.
+        Ok(self.stretch(user, chat, range, limit, Freshness::Now)?.map(|stretch| HistoryPage {
             entries: stretch.entries.iter().map(Entry::to_wire).collect(),
             hidden: stretch.hidden,
             head: stretch.head,
@@ -162,6 +176,7 @@ impl Snapshot {
         chat: &ChatId,
         range: Range,
         limit: PageLimit,
+        freshness: Freshness,
     ) -> Result<Result<Stretch, Refusal>, StoreError> {
         let (Some(row), Some(log_head)) = (self.participant(chat, user)?, self.head(chat)?) else {
             return Ok(Err(Code::NotParticipant.into()));
@@ -178,7 +193,10 @@ impl Snapshot {
                         page.hidden.push(part);
                         continue;
                     }
-                    page.take(self.rows(), &keys::log_span(chat, part), Order::Ascending)?;
+                    match freshness {
+                        Freshness::Now => page.take(self.rows(), &keys::log_span(chat, part), Order::Ascending)?,
+                        Freshness::Lately => page.take_lately(self.rows(), chat, part)?,
+                    }
                 }
             }
             Range::Before(before) => {
@@ -316,7 +334,7 @@ impl Snapshot {
         }
         let mut page = Page { limit, bytes: 0, entries: Vec::new(), hidden: Vec::new() };
         if first <= last.seq {
-            page.take(self.rows(), &keys::log_span(chat, SeqRange { from: first, to: last.seq }), Order::Ascending)?;
+            page.take_lately(self.rows(), chat, SeqRange { from: first, to: last.seq })?;
         }
         run.entries = page.entries;
         let ends = run.entries.iter().position(|entry| !takes_part(entry.seq)).unwrap_or(run.entries.len());
@@ -392,11 +410,44 @@ struct Page {
     hidden: Vec<SeqRange>,
 }
 
+fn inbox_rows(rows: Vec<(Vec<u8>, InboxRow)>) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
+    let row = |(key, row): (Vec<u8>, InboxRow)| {
+        let mut parts = Parts(&key);
+        Ok((parts.device()?, parts.chat()?, row))
+    };
+    rows.into_iter().map(row).collect()
+}
+
 impl Page {
     fn is_full(&self) -> bool {
         self.entries.len() >= self.limit.entries
             || self.bytes >= self.limit.bytes
             || self.hidden.len() >= limits::RANGES
+    }
+
+    /// Takes entries of a part of the log that is whole, as [`Page::take`], each as it was a moment ago, perhaps: whoever
+    /// gets them in their order gets what came of them since later. If they are not all there, they are read as they are now.
+    fn take_lately(&mut self, rows: &dyn Rows, chat: &ChatId, part: SeqRange) -> Result<(), StoreError> {
+        let span = keys::log_span(chat, part);
+        let (before, bytes) = (self.entries.len(), self.bytes);
+        let room = self.limit.entries.saturating_sub(before);
+        let mut next = part.from;
+        rows.scan_lately(LOG.id, &span, Order::Ascending, room, &mut |_, value| {
+            let entry: Entry = decode(value)?;
+            if entry.seq != next {
+                return Ok(ControlFlow::Break(()));
+            }
+            next = next.next();
+            self.bytes += value.len();
+            self.entries.push(entry);
+            Ok(if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if self.is_full() || next > part.to {
+            return Ok(());
+        }
+        self.entries.truncate(before);
+        self.bytes = bytes;
+        self.take(rows, &span, Order::Ascending)
     }
 
     /// Takes entries as long as there is room, at least one if there is any.

@@ -36,6 +36,18 @@ pub(super) trait Rows {
         most: usize,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError>;
+
+    /// As [`Rows::scan`], for whoever can do with rows as they were a moment ago: a shared store has those at half the price.
+    fn scan_lately(
+        &self,
+        table: TableId,
+        span: &Span,
+        order: Order,
+        most: usize,
+        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
+    ) -> Result<(), StoreError> {
+        self.scan(table, span, order, most, see)
+    }
 }
 
 /// Changes rows. Whoever changes them reads them as changed.
@@ -97,6 +109,16 @@ pub(super) trait Records: Rows {
     /// All records of a span with their keys, ascending.
     fn all<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
         self.first(table, span, usize::MAX)
+    }
+
+    /// As [`Records::all`], as it was a moment ago, perhaps.
+    fn all_lately<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
+        let mut found = Vec::new();
+        self.scan_lately(table.id, span, Order::Ascending, usize::MAX, &mut |key, value| {
+            found.push((key.to_vec(), decode(value)?));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
     }
 
     fn last<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Option<(Vec<u8>, R)>, StoreError> {

@@ -104,6 +104,38 @@ pub(super) async fn checked(
     checking.await.unwrap_or(Err(StoreError::Closed))
 }
 
+/// As [`checked`]. Tables other than those that a relay started on last were restored from a backup: the store gets a new
+/// generation, the same by whichever relay comes first.
+pub(super) async fn opened(
+    engine: Arc<dyn Engine>,
+    region: &RegionId,
+    threads: &Threads,
+) -> Result<(u64, u64), StoreError> {
+    let found = checked(engine.clone(), region, threads).await?;
+    let Some(identity) = engine.identity().await? else { return Ok(found) };
+    let place = layout::place(TableId::Meta, meta::TABLES.as_bytes())?;
+    let reading = {
+        let (engine, place) = (engine.clone(), place.clone());
+        threads.blocking(move || engine.get(&place))
+    };
+    let known = reading.await.map_err(|_| StoreError::Closed)??;
+    if known.as_ref().is_some_and(|known| known.value == identity) {
+        return Ok(found);
+    }
+    let put = async |place, value: String| {
+        let item = Item { value: value.into(), order: 0 };
+        engine.change(Change { place, item: Some(item), when: If::Always }).await
+    };
+    if known.is_some() {
+        let generation = crate::rank::fnv_1a(identity.as_bytes());
+        tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
+        // Before the name: without the one, the other is noticed again.
+        put(layout::place(TableId::Meta, meta::GENERATION.as_bytes())?, generation.to_string()).await?;
+    }
+    put(place, identity).await?;
+    checked(engine, region, threads).await
+}
+
 /// The generation of a store of `region`, and what clients compare anew for.
 fn check(rows: &dyn Rows, region: &RegionId) -> Result<(u64, u64), StoreError> {
     let format = meta::get(rows, meta::FORMAT)?.ok_or(StoreError::NotMade)?;

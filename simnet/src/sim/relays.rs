@@ -9,7 +9,7 @@ use godwit_relay::config::{Layers, StoreEngine};
 use godwit_relay::host::{Disk, Host, Network, Threads};
 use godwit_relay::store::file;
 use godwit_relay::store::shared::init;
-use godwit_relay::store::shared::memory::Fate;
+use godwit_relay::store::shared::memory::{Fate, Memory};
 use godwit_relay::{Config, Relay};
 use godwit_wire::{Refusal, RelayId};
 use quinn::AsyncUdpSocket;
@@ -25,6 +25,8 @@ const PORT: u16 = 4433;
 const SHOWN: usize = 5;
 /// Where a relay's data lies on its disk.
 const DATA: &str = "/data";
+/// How old what a shared store shows is where that may be so.
+const LAG: Duration = Duration::from_secs(1);
 
 /// A relay's machine.
 pub(super) struct Node {
@@ -155,7 +157,8 @@ impl Sim {
             return Ok(host);
         }
         let region = id.parse::<RelayId>()?.region();
-        let store = self.0.stores.borrow_mut().entry(region.to_string()).or_default().clone();
+        let new = || Memory::default().lagging(LAG);
+        let store = self.0.stores.borrow_mut().entry(region.to_string()).or_insert_with(new).clone();
         init(Arc::new(store.clone()), &region, &host.threads).await?;
         let random = Mutex::new(self.rng(&format!("the store as {id} reaches it, {:?}", self.now())));
         let weather = Arc::new(move || {

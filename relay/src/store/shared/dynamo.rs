@@ -17,7 +17,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, PointInTimeRecoverySpecification,
-    PutRequest, ScalarAttributeType, TableStatus, WriteRequest,
+    PutRequest, ScalarAttributeType, TableDescription, TableStatus, WriteRequest,
 };
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -378,7 +378,7 @@ impl Engine for Dynamo {
             .reading
             .query()
             .table_name(self.table(query.table))
-            .consistent_read(true)
+            .consistent_read(!query.lately)
             .scan_index_forward(!query.descending)
             .key_condition_expression(expression)
             .expression_attribute_values(":pk", binary(query.partition));
@@ -425,6 +425,19 @@ impl Engine for Dynamo {
 
     fn change(&self, change: Change) -> Answer<'_, ()> {
         Box::pin(self.change_one(change))
+    }
+
+    fn identity(&self) -> Answer<'_, Option<String>> {
+        Box::pin(async {
+            let described = self.reading.describe_table().table_name(self.table(TableId::Log.name())).send().await;
+            let table = described.map_err(|error| fault(&error))?.table;
+            // Servers other than AWS's have no ids.
+            let made = |table: TableDescription| {
+                let at = table.creation_date_time.map(|at| at.secs().to_string());
+                table.table_id.or(at)
+            };
+            Ok(table.and_then(made))
+        })
     }
 
     fn put_all(&self, items: Vec<(Place, Item)>) -> Answer<'_, ()> {

@@ -82,6 +82,8 @@ pub struct Query<'a> {
     pub descending: bool,
     /// So many are wanted, at least 1; fewer may come though there are more.
     pub most: usize,
+    /// Items as they were a moment ago will do.
+    pub lately: bool,
 }
 
 /// What a query found: in its order, each with its place in the partition.
@@ -122,7 +124,8 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + S
 
 /// A store of items that many relays share.
 ///
-/// Reads see every change that was answered before they began. They block, for as long as the engine's limits allow, and
+/// Reads see every change that was answered before they began, but for queries to which what was so a moment ago will do.
+/// They block, for as long as the engine's limits allow, and
 /// are called where that is allowed; changes do not block.
 pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// # Errors
@@ -143,7 +146,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
         partition: &[u8],
         to: Bound<Vec<u8>>,
     ) -> Result<Option<(Vec<u8>, Item)>, EngineError> {
-        let query = Query { table, partition, from: Bound::Unbounded, to, descending: true, most: 1 };
+        let query = Query { table, partition, from: Bound::Unbounded, to, descending: true, most: 1, lately: false };
         Ok(self.query(&query)?.items.pop())
     }
 
@@ -157,6 +160,12 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     ///
     /// Cancel safety: dropping the answer says nothing about the change.
     fn change(&self, change: Change) -> Answer<'_, ()>;
+
+    /// What tells these tables from others with the same items in them, if the engine knows: a backup is restored to new
+    /// tables.
+    fn identity(&self) -> Answer<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Puts items without a condition, each alone; any of them may be there after an error.
     fn put_all(&self, items: Vec<(Place, Item)>) -> Answer<'_, ()>;

@@ -107,11 +107,11 @@ impl Live {
         &self,
         table: TableId,
         partition: &[u8],
-        (span, order, wanted): (&Span, Order, usize),
+        (span, order, wanted, lately): (&Span, Order, usize, bool),
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
         if table == TableId::Log {
-            return self.log(partition, (span, order, wanted), see);
+            return self.log(partition, (span, order, wanted, lately), see);
         }
         let (from, to) = layout::sorts(table, partition, span);
         let query = Query {
@@ -121,6 +121,7 @@ impl Live {
             to: to.map_or(Bound::Unbounded, Bound::Excluded),
             descending: order == Order::Descending,
             most: wanted,
+            lately,
         };
         self.items(query, |sort, item| see(&layout::key(table, partition, sort), &shown(table, item)))
     }
@@ -129,7 +130,7 @@ impl Live {
     fn log(
         &self,
         partition: &[u8],
-        (span, order, wanted): (&Span, Order, usize),
+        (span, order, wanted, lately): (&Span, Order, usize, bool),
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
         let bound = self.bounds.as_ref().and_then(|bounds| bounds.of(partition));
@@ -141,6 +142,7 @@ impl Live {
             to: to.map_or(Bound::Unbounded, Bound::Excluded),
             descending: order == Order::Descending,
             most: wanted,
+            lately,
         };
         if let Some(from) = from.filter(|_| !query.descending && span.start != partition) {
             let holding = self.holding(partition, &from)?;
@@ -203,6 +205,62 @@ impl Live {
             }
         }
     }
+
+    /// Rows of a span, wherever they are.
+    fn rows_of(
+        &self,
+        table: TableId,
+        (span, order, most, lately): (&Span, Order, usize, bool),
+        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
+    ) -> Result<(), StoreError> {
+        if most == 0 || !span.end.is_empty() && span.start >= span.end {
+            return Ok(());
+        }
+        let left = Cell::new(most);
+        let mut counted = |key: &[u8], value: &[u8]| {
+            left.set(if see(key, value)?.is_break() { 0 } else { left.get() - 1 });
+            Ok(if left.get() == 0 { Break(()) } else { Continue(()) })
+        };
+        let rows = match layout::extent(table, span) {
+            Extent::InOrder(mut partitions) => {
+                if order == Order::Descending {
+                    partitions.reverse();
+                }
+                for partition in partitions {
+                    if left.get() > 0 {
+                        self.partition(table, &partition, (span, order, left.get(), lately), &mut counted)?;
+                    }
+                }
+                return Ok(());
+            }
+            Extent::Mixed(partitions) => {
+                // The first of each are all that can be among the first of all.
+                let mut rows = BTreeMap::new();
+                for partition in partitions {
+                    let mut wanted = most;
+                    self.partition(table, &partition, (span, order, most, lately), &mut |key, value| {
+                        rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
+                        wanted -= 1;
+                        Ok(if wanted == 0 { Break(()) } else { Continue(()) })
+                    })?;
+                }
+                rows
+            }
+            Extent::Anywhere => self.everywhere(table, span)?,
+        };
+        let mut see_all = |mut rows: Box<dyn Iterator<Item = (Vec<u8>, Bytes)>>| {
+            let flow = rows.try_for_each(|(key, value)| match counted(&key, &value) {
+                Ok(Continue(())) => Continue(()),
+                Ok(Break(())) => Break(Ok(())),
+                Err(error) => Break(Err(error)),
+            });
+            flow.break_value().unwrap_or(Ok(()))
+        };
+        match order {
+            Order::Ascending => see_all(Box::new(rows.into_iter())),
+            Order::Descending => see_all(Box::new(rows.into_iter().rev())),
+        }
+    }
 }
 
 /// The record of an item. What marks a dirty chat names whoever set the mark, which is no business of records.
@@ -241,52 +299,17 @@ impl Rows for Live {
         most: usize,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
-        if most == 0 || !span.end.is_empty() && span.start >= span.end {
-            return Ok(());
-        }
-        let left = Cell::new(most);
-        let mut counted = |key: &[u8], value: &[u8]| {
-            left.set(if see(key, value)?.is_break() { 0 } else { left.get() - 1 });
-            Ok(if left.get() == 0 { Break(()) } else { Continue(()) })
-        };
-        let rows = match layout::extent(table, span) {
-            Extent::InOrder(mut partitions) => {
-                if order == Order::Descending {
-                    partitions.reverse();
-                }
-                for partition in partitions {
-                    if left.get() > 0 {
-                        self.partition(table, &partition, (span, order, left.get()), &mut counted)?;
-                    }
-                }
-                return Ok(());
-            }
-            Extent::Mixed(partitions) => {
-                // The first of each are all that can be among the first of all.
-                let mut rows = BTreeMap::new();
-                for partition in partitions {
-                    let mut wanted = most;
-                    self.partition(table, &partition, (span, order, most), &mut |key, value| {
-                        rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
-                        wanted -= 1;
-                        Ok(if wanted == 0 { Break(()) } else { Continue(()) })
-                    })?;
-                }
-                rows
-            }
-            Extent::Anywhere => self.everywhere(table, span)?,
-        };
-        let mut see_all = |mut rows: Box<dyn Iterator<Item = (Vec<u8>, Bytes)>>| {
-            let flow = rows.try_for_each(|(key, value)| match counted(&key, &value) {
-                Ok(Continue(())) => Continue(()),
-                Ok(Break(())) => Break(Ok(())),
-                Err(error) => Break(Err(error)),
-            });
-            flow.break_value().unwrap_or(Ok(()))
-        };
-        match order {
-            Order::Ascending => see_all(Box::new(rows.into_iter())),
-            Order::Descending => see_all(Box::new(rows.into_iter().rev())),
-        }
+        self.rows_of(table, (span, order, most, false), see)
+    }
+
+    fn scan_lately(
+        &self,
+        table: TableId,
+        span: &Span,
+        order: Order,
+        most: usize,
+        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
+    ) -> Result<(), StoreError> {
+        self.rows_of(table, (span, order, most, true), see)
     }
 }

@@ -2,11 +2,12 @@
 //! as a network.
 
 use super::engine::{Answer, Change, Engine, EngineError, Item, Page, Part, Place, Query};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Items read in one go, at most.
 const PAGE_ITEMS: usize = 100;
@@ -33,8 +34,48 @@ pub type Weather = Arc<dyn Fn() -> Fate + Send + Sync>;
 /// Cloning shares the items.
 #[derive(Clone)]
 pub struct Memory {
-    items: Arc<Mutex<BTreeMap<Place, Item>>>,
+    items: Arc<Mutex<Items>>,
+    /// How old what is read is where that may be so.
+    lag: Duration,
+    identity: Option<String>,
     weather: Weather,
+}
+
+#[derive(Default)]
+struct Items {
+    now: BTreeMap<Place, Item>,
+    /// What was there before each of the changes that are younger than the lag.
+    before: VecDeque<(Instant, Place, Option<Item>)>,
+}
+
+impl Items {
+    fn set(&mut self, place: Place, item: Option<Item>, lag: Duration) {
+        let before = match item {
+            Some(item) => self.now.insert(place.clone(), item),
+            None => self.now.remove(&place),
+        };
+        if lag.is_zero() {
+            return;
+        }
+        let at = Instant::now();
+        self.before.push_back((at, place, before));
+        while self.before.pop_front_if(|(changed, _, _)| *changed + lag <= at).is_some() {}
+    }
+
+    /// Items from one place to another as they were before.
+    fn lately(&self, range: (Bound<Place>, Bound<Place>), lag: Duration) -> BTreeMap<Place, Item> {
+        let mut items: BTreeMap<Place, Item> =
+            self.now.range(range.clone()).map(|(place, item)| (place.clone(), item.clone())).collect();
+        let now = Instant::now();
+        let undone = self.before.iter().rev().take_while(|(at, _, _)| *at + lag > now);
+        for (_, place, before) in undone.filter(|(_, place, _)| range.contains(place)) {
+            match before {
+                Some(item) => drop(items.insert(place.clone(), item.clone())),
+                None => drop(items.remove(place)),
+            }
+        }
+        items
+    }
 }
 
 impl fmt::Debug for Memory {
@@ -51,20 +92,40 @@ impl Default for Memory {
 
 impl Memory {
     pub fn under(weather: Weather) -> Self {
-        Self { items: Arc::default(), weather }
+        Self { items: Arc::default(), lag: Duration::ZERO, identity: None, weather }
+    }
+
+    /// Where what was so a moment ago will do, it shows what was so this long ago.
+    #[must_use]
+    pub fn lagging(self, lag: Duration) -> Self {
+        Self { lag, ..self }
+    }
+
+    /// As tables that can be told from others.
+    #[must_use]
+    pub fn called(self, identity: &str) -> Self {
+        Self { identity: Some(identity.to_owned()), ..self }
+    }
+
+    /// Other tables with these items, as a backup is restored to.
+    #[must_use]
+    pub fn restored(&self, identity: &str) -> Self {
+        let now = self.with(|items| items.now.clone());
+        let items = Arc::new(Mutex::new(Items { now, ..Items::default() }));
+        Self { items, ..self.clone() }.called(identity)
     }
 
     /// The same items under other weather: as another relay reaches them.
     #[must_use]
     pub fn seen_under(&self, weather: Weather) -> Self {
-        Self { items: self.items.clone(), weather }
+        Self { items: self.items.clone(), lag: self.lag, identity: self.identity.clone(), weather }
     }
 
-    fn with<T>(&self, of: impl FnOnce(&mut BTreeMap<Place, Item>) -> T) -> T {
+    fn with<T>(&self, of: impl FnOnce(&mut Items) -> T) -> T {
         of(&mut self.items.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn read<T>(&self, of: impl FnOnce(&BTreeMap<Place, Item>) -> T) -> Result<T, EngineError> {
+    fn read<T>(&self, of: impl FnOnce(&Items) -> T) -> Result<T, EngineError> {
         let mut refused = no_answer();
         // As every client of such a store, it asks again.
         for _ in 0..READS {
@@ -79,19 +140,14 @@ impl Memory {
 
     fn make(&self, change: Change) -> Result<(), EngineError> {
         self.with(|items| {
-            let before = items.get(&change.place);
+            let before = items.now.get(&change.place);
             if !change.when.holds(before) {
                 return Err(EngineError::Refused);
             }
-            match change.item {
-                Some(mut item) => {
-                    if item.order == 0 {
-                        item.order = before.map_or(0, |before| before.order);
-                    }
-                    items.insert(change.place, item);
-                }
-                None => drop(items.remove(&change.place)),
-            }
+            let kept = before.map_or(0, |before| before.order);
+            let order = |item: &Item| if item.order == 0 { kept } else { item.order };
+            let item = change.item.map(|item| Item { order: order(&item), ..item });
+            items.set(change.place, item, self.lag);
             Ok(())
         })
     }
@@ -129,7 +185,7 @@ async fn pause(time: Duration) {
 
 impl Engine for Memory {
     fn get(&self, place: &Place) -> Result<Option<Item>, EngineError> {
-        self.read(|items| items.get(place).cloned())
+        self.read(|items| items.now.get(place).cloned())
     }
 
     fn query(&self, query: &Query<'_>) -> Result<Page, EngineError> {
@@ -152,7 +208,9 @@ impl Engine for Memory {
             if is_empty(&from, &to) {
                 return Page::default();
             }
-            let found = items.range((from, to)).map(|(place, item)| (place.sort.clone(), item.clone()));
+            let lately = query.lately.then(|| items.lately((from.clone(), to.clone()), self.lag));
+            let found = lately.as_ref().unwrap_or(&items.now).range((from, to));
+            let found = found.map(|(place, item)| (place.sort.clone(), item.clone()));
             let items: Vec<_> =
                 if query.descending { found.rev().take(most).collect() } else { found.take(most).collect() };
             // As the real ones: a page that is full exactly says that there may be more.
@@ -166,11 +224,15 @@ impl Engine for Memory {
                 Some(after) => Bound::Excluded(after.clone()),
                 None => Bound::Included(Place { table, partition: Vec::new(), sort: Vec::new() }),
             };
-            let rows = items.range((start, Bound::Unbounded)).take_while(|(place, _)| place.table == table);
+            let rows = items.now.range((start, Bound::Unbounded)).take_while(|(place, _)| place.table == table);
             let items: Vec<_> = rows.take(PAGE_ITEMS).map(|(place, item)| (place.clone(), item.clone())).collect();
             let next = items.last().filter(|_| items.len() == PAGE_ITEMS).map(|(place, _)| place.clone());
             Part { items, next }
         })
+    }
+
+    fn identity(&self) -> Answer<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(self.identity.clone())))
     }
 
     fn change(&self, change: Change) -> Answer<'_, ()> {
@@ -179,7 +241,11 @@ impl Engine for Memory {
 
     fn put_all(&self, items: Vec<(Place, Item)>) -> Answer<'_, ()> {
         Box::pin(self.meet(|| {
-            self.with(|all| all.extend(items));
+            self.with(|all| {
+                for (place, item) in items {
+                    all.set(place, Some(item), self.lag);
+                }
+            });
             Ok(())
         }))
     }
@@ -190,5 +256,38 @@ fn is_empty(from: &Bound<Place>, to: &Bound<Place>) -> bool {
         (Bound::Included(from), Bound::Included(to)) => from > to,
         (Bound::Included(from) | Bound::Excluded(from), Bound::Excluded(to) | Bound::Included(to)) => from >= to,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::shared::engine::If;
+
+    #[tokio::test]
+    async fn what_was_so_a_moment_ago_is_shown_where_that_will_do() {
+        let memory = Memory::default();
+        let place = |sort: u8| Place { table: "log", partition: vec![1], sort: vec![sort] };
+        let set = async |memory: &Memory, sort: u8, value: Option<&'static str>| {
+            let item = value.map(|value| Item { value: value.into(), order: 0 });
+            memory.change(Change { place: place(sort), item, when: If::Always }).await.unwrap();
+        };
+        let seen = |memory: &Memory, lately| {
+            let (from, to) = (Bound::Unbounded, Bound::Unbounded);
+            let query = Query { table: "log", partition: &[1], from, to, descending: false, most: 10, lately };
+            let page = memory.query(&query).unwrap();
+            page.items.iter().map(|(sort, item)| (sort[0], item.value.clone())).collect::<Vec<_>>()
+        };
+        set(&memory, 1, Some("old")).await;
+        set(&memory, 2, Some("gone")).await;
+        let memory = memory.lagging(Duration::from_hours(1));
+        set(&memory, 1, Some("new")).await;
+        set(&memory, 1, Some("newer")).await;
+        set(&memory, 2, None).await;
+        set(&memory, 3, Some("more")).await;
+        assert_eq!(seen(&memory, false), [(1, "newer".into()), (3, "more".into())]);
+        assert_eq!(seen(&memory, true), [(1, "old".into()), (2, "gone".into())]);
+        let memory = memory.lagging(Duration::ZERO);
+        assert_eq!(seen(&memory, true), seen(&memory, false));
     }
 }
