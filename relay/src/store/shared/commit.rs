@@ -141,6 +141,11 @@ impl Pen {
         let mut sheet = Sheet::decode(&item.value)?;
         for part in 0..sheet.spilled {
             let Some(part) = self.engine.get(&topic.spilled(sheet.nonce, part)?).map_err(StoreError::from)? else {
+                // It was there before the sheet was: its table was restored to another time than the log.
+                tracing::error!(
+                    ?topic,
+                    "rows that follow from the log are missing: `godwit store check` says what of them"
+                );
                 break;
             };
             sheet.rows.extend(journal::decode_rows(&part.value)?);
