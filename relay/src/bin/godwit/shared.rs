@@ -86,11 +86,13 @@ impl StoreArgs {
     }
 
     #[cfg(not(feature = "dynamodb"))]
+    #[expect(clippy::unused_self, reason = "as where there is something to do")]
     pub(crate) fn prepare(&self, _: &str, _: &[RegionId]) -> std::future::Ready<Result<(), Fault>> {
         std::future::ready(Ok(()))
     }
 
     #[cfg(not(feature = "dynamodb"))]
+    #[expect(clippy::unused_self, reason = "as where there is something to do")]
     pub(crate) fn remove(&self, _: &str, _: &RegionId) -> std::future::Ready<Result<(), Fault>> {
         std::future::ready(Ok(()))
     }
