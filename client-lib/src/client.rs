@@ -36,6 +36,8 @@ const POLL: Duration = Duration::from_millis(50);
 const FETCH: Duration = Duration::from_secs(20);
 /// When it is asked for again after its connection ended.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a relay that is lost may go on to be asked, until others have noticed.
+const TAKE_OVER: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -467,20 +469,26 @@ impl Client {
         self.ask(|done| Job::Info { chat: chat.clone(), done }).await
     }
 
-    /// Asks over the connection; again over the next one, if it ends before the answer.
+    /// Asks over the connection; again over the next one, if it ends before the answer, and for a moment when the relay
+    /// cannot answer now: whoever could may just have been lost, and others take over.
     async fn ask(&self, job: impl Fn(oneshot::Sender<Result<(), Error>>) -> Job) -> Result<(), Error> {
-        let deadline = Instant::now() + FETCH;
+        let begun = Instant::now();
+        let deadline = begun + FETCH;
         loop {
             self.wait_connected(deadline.saturating_duration_since(Instant::now())).await?;
             let (done, outcome) = oneshot::channel();
             self.jobs.send(job(done)).await.map_err(|_| Error::Closed)?;
             match tokio::time::timeout_at(deadline, outcome).await {
-                Ok(Ok(Err(Error::Unreachable(_))) | Err(_)) => {}
+                // The state says a moment later that the connection ended.
+                Ok(Ok(Err(Error::Unreachable(_))) | Err(_)) => tokio::time::sleep(ASK_AGAIN).await,
+                Ok(Ok(Err(Error::Refused(refusal))))
+                    if refusal.code == Code::Unavailable && begun.elapsed() < TAKE_OVER =>
+                {
+                    tokio::time::sleep(refusal.retry_after().unwrap_or_default().clamp(ASK_AGAIN, TAKE_OVER / 4)).await;
+                }
                 Ok(Ok(outcome)) => return outcome,
                 Err(_) => return Err(Error::TimedOut(FETCH)),
             }
-            // The state says a moment later that the connection ended.
-            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 

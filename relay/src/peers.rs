@@ -23,7 +23,7 @@ use crate::quic::{Connection, LaneIn, Unread};
 use frame::{PeerAsk, PeerHello, PeerWelcome, VERSIONS};
 use godwit_certs::Identity as Certified;
 use godwit_certs::identity::peer;
-use godwit_gossip::Identity;
+use godwit_gossip::{Identity, Kind};
 use godwit_wire::codec::{self, Decoded, FrameReader};
 use godwit_wire::{Clock, Code, RELAY_SERVER_NAME, Refusal, RelayId};
 use quinn::{ClientConfig, Endpoint, VarInt};
@@ -167,7 +167,18 @@ impl Peers {
         if hello.identity.relay() != relay {
             return Err(refused(format!("the certificate names {relay}, the hello {}", hello.identity.relay())));
         }
-        let (ours, theirs) = (self.me().versions(), hello.identity.versions());
+        let me = self.me();
+        let share = |identity: &Identity| identity.kind() == Kind::Share;
+        if share(&me)
+            && share(&hello.identity)
+            && relay.region() == me.relay().region()
+            && self.generation != hello.generation
+        {
+            tracing::error!(%relay, "a relay of this region has another store: see its dynamodb.prefix and endpoint");
+            let why = format!("{relay} and {} are of one region and have different stores", me.relay());
+            return Err(Refusal::because(Code::Invalid, why));
+        }
+        let (ours, theirs) = (me.versions(), hello.identity.versions());
         let version = ours.common(theirs).ok_or_else(|| {
             let why =
                 format!("no common version: {}..{} here, {}..{} there", ours.min, ours.max, theirs.min, theirs.max);

@@ -145,6 +145,10 @@ fn file(config: &Config, host: &Host, region: RegionId, metrics: &Metrics) -> Re
 
 /// The store that a region's relays share.
 async fn shared(config: &Config, host: &Host, region: RegionId, metrics: &Metrics) -> Result<OpenStore, StartError> {
+    let file = config.data.join(file::NAME);
+    if host.disk.len(&file).is_some() {
+        tracing::warn!(file = %file.display(), "this store is not used: it was copied into the tables, or `godwit store copy` has yet to");
+    }
     let engine = match host.shared.clone() {
         Some(engine) => engine,
         None => dynamo(config, &region).await?,

@@ -3,15 +3,16 @@
 use crate::owners::{changes, is_all_done, mortal};
 use crate::stores::bench::*;
 use anyhow::{Context, Result, bail, ensure};
-use godwit_core::Outcome;
+use godwit_core::{Action, Outcome};
 use godwit_relay::host::{Host, Threads};
 use godwit_relay::store::shared::copy::{Digest, Progress, Source, Step, copy};
-use godwit_relay::store::shared::engine::{Answer, Change, Engine, EngineError, Item, Page, Part, Place, Query};
+use godwit_relay::store::shared::engine::{Answer, Change, Engine, EngineError, If, Item, Page, Part, Place, Query};
 use godwit_relay::store::shared::memory::Memory;
 use godwit_relay::store::shared::{examine, init};
 use godwit_relay::store::{ChatProgress, Committed, InboxChange, InboxWrite, StoreError, Watermark};
 use godwit_tests::dynamo::{self, Server};
 use godwit_tests::proxy;
+use godwit_wire::entry::Change as Membership;
 use godwit_wire::{RegionId, Seq};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -250,5 +251,38 @@ async fn tables_are_known_again() -> Result<()> {
         let identity = tables.identity().await?;
         ensure!(identity.is_some() && tables.identity().await? == identity, "{server:?}: {identity:?}");
     }
+    Ok(())
+}
+
+/// Tables that do not belong together are noticed, whichever lacks what others know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_table_lacks_is_found() -> Result<()> {
+    let (folder, _) = filled().await?;
+    let whole = Memory::default();
+    made(Arc::new(whole.clone())).await?;
+    copied(folder.path(), Arc::new(whole.clone())).await?;
+    let examined = async |engine: Memory| examine(Arc::new(engine), &eu(), &Threads::System).await;
+    ensure!(examined(whole.clone()).await?.faults.is_empty(), "nothing is wrong");
+    for (table, said) in [
+        ("log", "its log is missing"),
+        ("chats", "and not among the chats"),
+        ("participants", "participants differ"),
+        ("devices", "and is not among the devices"),
+    ] {
+        let lacking = whole.restored("lacking");
+        for (place, _) in lacking.scan(table, None)?.items {
+            lacking.change(Change { place, item: None, when: If::Always }).await?;
+        }
+        let faults = examined(lacking).await?.faults;
+        ensure!(faults.iter().any(|fault| fault.contains(said)), "without {table}: {faults:?}");
+    }
+    // The end of a log, which nothing in the log itself tells.
+    let (store, shorter) = (open_shared(Arc::new(whole.clone())).await?, whole.restored("shorter"));
+    sent(&eventually(&store.store, &command("alice", 9, Action::Update(Membership::Add(vec![member("bob")])))).await?)?;
+    for table in ["participants", "user_chats"] {
+        shorter.put_all(whole.scan(table, None)?.items).await?;
+    }
+    let faults = examined(shorter).await?.faults;
+    ensure!(faults.iter().any(|fault| fault.contains("participants know of 8, its log ends with 7")), "{faults:?}");
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use godwit_client::{Client, MessageState, Role, Title};
+use godwit_relay::store::shared::memory::Memory;
 use godwit_tests::cluster::{Cluster, until};
 use godwit_tests::lab::PATIENCE;
 use godwit_tests::talk::{numbered, send, texts};
@@ -217,6 +218,28 @@ async fn regions_of_many_relays_talk_whichever_of_them_are_up() -> Result<()> {
     for ((name, user), heard) in users.iter().zip(&mut heard) {
         let texts = texts(user, heard, 3 * sent).await.with_context(|| name.clone())?;
         ensure!(texts.len() == 3 * sent, "{name}: {} texts", texts.len());
+    }
+    Ok(())
+}
+
+/// Of a region, whoever has another store than the rest is no owner for anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_with_another_store_is_refused() -> Result<()> {
+    let mut cluster = Cluster::sharing(&THREE[..2]).await?;
+    let alice = cluster.client("alice@eu/phone", &THREE[..2]).await?;
+    let bob = cluster.client("bob@eu/phone", &THREE[..2]).await?;
+    cluster.stores().put_back("eu".parse()?, Memory::default());
+    cluster.add(THREE[2], "store", &[]).await?;
+    let mut heard = bob.events()?;
+    for n in 0..12 {
+        let member = Member { user: "bob@eu".parse()?, role: Role::Member };
+        let (chat, _) = alice.create_group(Title::parse(format!("chat {n}").as_str())?, vec![member])?;
+        send(&alice, &chat, n..n + 1, MessageState::Delivered).await?;
+    }
+    numbered(&texts(&bob, &mut heard, 12).await?, 0)?;
+    for (relay, known) in [(THREE[0], 2), (THREE[1], 2), (THREE[2], 1)] {
+        let members = cluster.relay(relay).cluster().members;
+        ensure!(members.iter().filter(|member| member.is_up()).count() == known, "{relay}: {members:?}");
     }
     Ok(())
 }

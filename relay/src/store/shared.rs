@@ -11,6 +11,7 @@
 //! - [`live`], [`draft`]: rows read from the engine, and rows changed
 //! - [`commit`]: writing a batch
 //! - [`workers`]: which batches run when
+//! - [`examine`]: what `godwit store check` finds
 //! - [`copy`]: bringing a store here from its file
 
 mod commit;
@@ -19,6 +20,7 @@ mod draft;
 #[cfg(feature = "dynamodb")]
 pub mod dynamo;
 pub mod engine;
+mod examine;
 mod journal;
 mod layout;
 mod live;
@@ -26,18 +28,17 @@ pub mod memory;
 mod workers;
 
 pub(crate) use commit::Pen;
+pub use examine::examine;
 pub(crate) use journal::Topic;
 pub(crate) use workers::{TakeUp, Topics, Worker};
 
-use super::check::{Chats, Report};
 use super::file::FORMAT;
-use super::keys::{self, Parts, Span};
-use super::rows::{Records, Rows};
-use super::tables::{CHATS, DEVICES, INBOX, LOG, TableId};
+use super::rows::Rows;
+use super::tables::TableId;
 use super::{StoreError, meta};
 use crate::host::Threads;
 use engine::{Change, Engine, EngineError, If, Item};
-use godwit_wire::{RegionId, Seq};
+use godwit_wire::RegionId;
 use std::sync::Arc;
 
 /// Notes in an empty store whose it is; leaves one that is this region's as it is.
@@ -45,9 +46,9 @@ use std::sync::Arc;
 /// # Errors
 /// The engine's; and if it is another region's, or was made by a newer version.
 pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads) -> Result<(), StoreError> {
-    // The format comes last: without it nobody starts.
-    for (name, value) in [(meta::REGION, region.as_str()), (meta::GENERATION, "1"), (meta::FORMAT, &FORMAT.to_string())]
-    {
+    // Of its own, by which relays tell that they share it. The format comes last: without it nobody starts.
+    let (generation, format) = (fastrand::u64(1..).to_string(), FORMAT.to_string());
+    for (name, value) in [(meta::REGION, region.as_str()), (meta::GENERATION, &generation), (meta::FORMAT, &format)] {
         let place = layout::place(TableId::Meta, name.as_bytes())?;
         let item = Item { value: value.to_owned().into(), order: 0 };
         match engine.change(Change { place, item: Some(item), when: If::Absent }).await {
@@ -56,41 +57,6 @@ pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads)
         }
     }
     checked(engine, region, threads).await.map(drop)
-}
-
-/// Checks that every chat's log is gapless and in order, and that its participants are what its log says. Reads all of the
-/// store, while relays may go on.
-///
-/// # Errors
-/// The engine's; and as [`init`].
-pub async fn examine(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads) -> Result<Report, StoreError> {
-    let region = region.clone();
-    let examining = threads.blocking(move || {
-        let rows = live::Live::new(engine, None);
-        check(&rows, &region)?;
-        let mut report = Report::default();
-        rows.each(DEVICES, &Span::ALL, |_, _| {
-            report.devices += 1;
-            Ok(())
-        })?;
-        rows.each(INBOX, &Span::ALL, |_, _| {
-            report.inbox_rows += 1;
-            Ok(())
-        })?;
-        for (key, _) in rows.all(CHATS, &Span::ALL)? {
-            let chat = Parts(&key).chat()?;
-            let mut chats = Chats::default();
-            rows.each(LOG, &keys::whole_log(&chat), |key, entry| {
-                report.entries += 1;
-                let seq = Seq::new(keys::number_of(key)?).map_err(|_| StoreError::BadKey)?;
-                // A copy may begin anywhere.
-                if *chat.home() == region { chats.take(&chat, seq, &entry, &rows, &mut report) } else { Ok(()) }
-            })?;
-            chats.finish(&rows, &mut report)?;
-        }
-        Ok(report)
-    });
-    examining.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// As [`check`], from where it may not block.
