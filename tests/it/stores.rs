@@ -357,3 +357,25 @@ pub async fn a_token_is_used_once_and_a_device_shut_out(under: Under) -> Result<
     ensure!(!bench.store().renewed(device("alice"), 3, [1; 32]).await?, "renewed though it is shut out");
     Ok(())
 }
+
+/// A device was enrolled anew where not every relay could be told: what those commit is for it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_has_not_heard_of_an_enrolment_leaves_a_row_for_it() -> Result<()> {
+    let bench = Bench::new(Under::shared(Arc::new(Memory::default())).await?).await?;
+    bench.one(create()).await?;
+    ensure!(bench.enrol("bob", 2).await? == 2, "the second enrolment");
+    let seq = |n| Seq::new(n).expect("a seq");
+    let write = |enrolment, change| InboxWrite { device: device("bob"), enrolment, chat: chat(), change };
+    // All there is was taken under the new one.
+    let all = InboxChange::TookAll(SeqRange { from: seq(2), to: seq(1) });
+    bench.store().write_inbox(vec![write(2, all)]).await?;
+    bench.one(send("alice", 2)).await?;
+    ensure!(listed(&bench.store(), "bob").await?.is_some_and(|chat| chat.next.get() == 3), "no row");
+    bench.store().write_inbox(vec![write(1, InboxChange::Begin(seq(2)))]).await?;
+    ensure!(listed(&bench.store(), "bob").await?.is_some_and(|chat| chat.next.get() == 2), "a row");
+    // It is not for whoever does not know of the enrolment to say what it took.
+    let took = InboxChange::TookAll(SeqRange { from: seq(2), to: seq(2) });
+    bench.store().write_inbox(vec![write(1, took)]).await?;
+    ensure!(listed(&bench.store(), "bob").await?.is_some_and(|chat| chat.next.get() == 2), "the row stays");
+    Ok(())
+}

@@ -86,14 +86,24 @@ impl Write for InboxWrites {
                 continue;
             }
             let key = Key::new().device(&write.device).chat(&write.chat).bytes();
+            let mut is_anew = false;
             if !write.device.is_region() {
                 let device = batch.rows.get(DEVICES, &Key::new().device(&write.device).bytes())?;
-                // One that was revoked keeps no inbox, and one that was enrolled anew has begun another.
-                if device.is_none_or(|device| device.revoked || device.enrolment != write.enrolment) {
+                // One that was revoked keeps no inbox.
+                let Some(device) = device.filter(|device| !device.revoked && device.enrolment >= write.enrolment)
+                else {
                     continue;
-                }
+                };
+                is_anew = device.enrolment > write.enrolment;
             }
             let row = batch.rows.get(INBOX, &key)?;
+            // One that was enrolled anew has begun another inbox. A relay that shares the store and has not heard of it may
+            // have an entry that is newer than that.
+            if is_anew
+                && (self.round != Round::Leave || row.is_some() || !matches!(write.change, InboxChange::Begin(_)))
+            {
+                continue;
+            }
             let lower = row.filter(|row| self.round != Round::Gone && row.from < write.change.from());
             left.extend(lower.map(|row| (write.device.clone(), write.chat.clone(), row.from)));
             let row = match (&write.change, row) {
