@@ -16,7 +16,7 @@ use crate::rank;
 use godwit_core::device::Revocation;
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
 use godwit_wire::{RegionId, RelayId, UserId};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
@@ -41,8 +41,8 @@ const PULLS: usize = 16;
 pub(crate) struct Cluster {
     gossip: Mutex<Gossip>,
     pub(crate) peers: Arc<Peers>,
-    /// Relays that hold a region's store, by region. More than one in a region is a mistake of its operator.
-    /// With when each started.
+    /// Relays that hold a region's store, or share it, by region, with when each started. More than one that holds it is a
+    /// mistake of the region's operator.
     stores: RwLock<HashMap<RegionId, BTreeMap<RelayId, u64>>>,
     /// Relays that went down and did not come back, with what was heard of them last; for an operator to see.
     lost: Mutex<BTreeMap<RelayId, (Identity, Instant)>>,
@@ -335,13 +335,9 @@ impl Cluster {
         locked(&self.gossip).claims_since(epoch, since)
     }
 
-    /// The relays that hold the store of `region`, or share it, as far as is known.
-    pub(crate) fn owners(&self, region: &RegionId) -> BTreeSet<RelayId> {
-        self.owners_since(region).into_keys().collect()
-    }
-
-    /// As [`Cluster::owners`], with when each started: one that started anew has left off what it was doing.
-    pub(crate) fn owners_since(&self, region: &RegionId) -> BTreeMap<RelayId, u64> {
+    /// The relays that hold the store of `region`, or share it, as far as is known, with when each started: one that started
+    /// anew has left off what it was doing.
+    pub(crate) fn owners(&self, region: &RegionId) -> BTreeMap<RelayId, u64> {
         let stores = self.stores.read().unwrap_or_else(PoisonError::into_inner);
         let mut owners = stores.get(region).cloned().unwrap_or_default();
         drop(stores);
@@ -354,7 +350,7 @@ impl Cluster {
 
     /// Which of them owns what `key` names.
     pub(crate) fn owner(&self, region: &RegionId, key: &[u8]) -> Option<RelayId> {
-        rank::first(&self.owners(region), key).cloned()
+        rank::first(self.owners(region).keys(), key).cloned()
     }
 
     /// Whether this relay owns what `key` names in its own region.

@@ -219,11 +219,11 @@ async fn watch_owners(router: Router, joins: bool) {
     if joins {
         let _ = tokio::time::timeout(MEETING, changes.changed()).await;
     } else {
-        known = router.cluster.owners_since(&router.region);
+        known = router.cluster.owners(&router.region);
     }
     loop {
         changes.mark_unchanged();
-        let owners = router.cluster.owners_since(&router.region);
+        let owners = router.cluster.owners(&router.region);
         if owners != known {
             known = owners;
             owner.fanout.owners_changed().await;

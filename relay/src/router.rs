@@ -82,7 +82,7 @@ impl Router {
     pub(crate) fn others(&self, home: &RegionId) -> BTreeSet<RelayId> {
         let mut owners = self.cluster.owners(home);
         owners.remove(self.cluster.peers.me().relay());
-        owners
+        owners.into_keys().collect()
     }
 
     /// A certificate for a token, which is used up at the store of `owner`. Relays that share it hear of the device before

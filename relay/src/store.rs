@@ -38,8 +38,9 @@ pub(crate) use blobs::{BlobChange, Upload};
 pub use delivery::{ChatProgress, InboxChange, InboxWrite};
 pub use devices::Issued;
 pub use error::StoreError;
-pub(crate) use read::{Freshness, PageLimit, RegionRun, Snapshot, Unsettled};
+pub(crate) use read::{PageLimit, RegionRun, Snapshot, Unsettled};
 pub use replica::{Base, Replicated};
+pub(crate) use rows::Freshness;
 pub use tables::{Floor, Watermark};
 
 use crate::host::{Host, Thread};

@@ -9,12 +9,11 @@ use godwit_relay::store::shared::copy::{Digest, Progress, Source, Step, copy};
 use godwit_relay::store::shared::engine::{Answer, Change, Engine, EngineError, If, Item, Page, Part, Place, Query};
 use godwit_relay::store::shared::memory::Memory;
 use godwit_relay::store::shared::{examine, init};
-use godwit_relay::store::{ChatProgress, Committed, InboxChange, InboxWrite, StoreError, Watermark};
+use godwit_relay::store::{ChatProgress, InboxChange, InboxWrite, StoreError, Watermark};
 use godwit_tests::dynamo::{self, Server};
 use godwit_tests::proxy;
 use godwit_wire::entry::Change as Membership;
 use godwit_wire::{RegionId, Seq};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -32,6 +31,14 @@ async fn copied(folder: &Path, engine: Arc<dyn Engine>) -> Result<Digest, StoreE
     copy(source, engine, &eu(), &Host::system(), |_| {}).await
 }
 
+/// Where a store's file is, once nobody has it.
+async fn closed(bench: Bench) -> Result<tempfile::TempDir> {
+    match bench.stop().await? {
+        Under::File(folder) => Ok(folder),
+        Under::Shared(_) => bail!("it is in a file"),
+    }
+}
+
 /// A store in a file in which alice did all she can, and bob's phone has not taken it. Gives what she was told.
 async fn filled() -> Result<(tempfile::TempDir, Vec<Outcome>)> {
     let bench = Bench::new(Under::file()?).await?;
@@ -44,8 +51,7 @@ async fn filled() -> Result<(tempfile::TempDir, Vec<Outcome>)> {
     let watermarks = vec![(user("bob"), Watermark { delivered: seq(3), read: seq(2) })];
     let progress = ChatProgress { chat: chat(), settled: seq(3), watermarks, delivered: None, read: None };
     bench.store().save_progress(vec![progress]).await?;
-    let Under::File(folder) = bench.stop().await? else { bail!("it is in a file") };
-    Ok((folder, outcomes))
+    Ok((closed(bench).await?, outcomes))
 }
 
 /// What was in the file is in the shared store, and goes on there.
@@ -63,14 +69,7 @@ async fn goes_on(engine: Arc<dyn Engine>, told: &[Outcome]) -> Result<()> {
     }
     ensure!(sent(&eventually(&open.store, &send("alice", 9)).await?)? == 8, "the log goes on");
     // Nobody was told of what came after the third entry.
-    let mut is_told = BTreeSet::new();
-    while let Ok(event) = open.committed.try_recv() {
-        match event {
-            Committed::TakenUp { dirty: true, .. } => is_told.extend(4..=7),
-            Committed::Entry { entry, .. } => drop(is_told.insert(entry.seq.get())),
-            _ => {}
-        }
-    }
+    let is_told = told_of(&mut open.committed, 4..=7);
     ensure!((4..=8).all(|seq| is_told.contains(&seq)), "{is_told:?}");
     let report = examine(engine, &eu(), &Threads::System).await?;
     ensure!(report.faults.is_empty() && report.entries == 8 && report.inbox_rows == 1, "{report:?}");
@@ -147,7 +146,7 @@ async fn a_long_log_is_copied_whatever_gets_lost() -> Result<()> {
         bench.run((first..first + 1_000).map(|n| send("alice", n)).collect()).await?;
     }
     let expected = bench.log().await?;
-    let Under::File(folder) = bench.stop().await? else { bail!("it is in a file") };
+    let folder = closed(bench).await?;
     let prefix = dynamo::prefix();
     let calm = Arc::new(dynamo::reached_at(Server::Dynoxide.endpoint().await?, &prefix));
     calm.make_tables(|_| {}).await?;
@@ -183,10 +182,7 @@ async fn half_a_copy_goes_on_only_from_what_it_is_of() -> Result<()> {
     ensure!(copied(folder.path(), Arc::new(half)).await.is_err(), "it is gone halfway");
     let mut bench = Bench::reopened(Under::File(folder)).await?;
     bench.one(send("alice", 9)).await?;
-    let folder = match bench.stop().await? {
-        Under::File(folder) => folder,
-        Under::Shared(_) => bail!("it is in a file"),
-    };
+    let folder = closed(bench).await?;
     let other = copied(folder.path(), Arc::new(calm.clone())).await;
     ensure!(matches!(other, Err(StoreError::OtherCopy)), "{other:?}");
     ensure!(matches!(open_shared(Arc::new(calm)).await, Err(StoreError::HalfCopied)), "nobody starts on it");

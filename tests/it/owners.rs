@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use godwit_core::{Action, Command, Outcome};
 use godwit_relay::store::shared::engine::{Engine, Item, Place};
 use godwit_relay::store::shared::memory::{Fate, Memory, Weather};
-use godwit_relay::store::{Committed, OpenStore, Store};
+use godwit_relay::store::{OpenStore, Store};
 use godwit_tests::dynamo::{self, Server};
 use godwit_tests::proxy;
 use godwit_wire::entry::{Change, LogEntry};
@@ -301,14 +301,7 @@ async fn whatever_an_owner_left_the_next_one_finishes_first() -> Result<()> {
                 break;
             }
             // What the killed one may not have delivered is told to fan-out of the next.
-            let mut is_told = BTreeSet::new();
-            while let Ok(event) = next.committed.try_recv() {
-                match event {
-                    Committed::TakenUp { dirty: true, .. } => is_told.extend(1..=7),
-                    Committed::Entry { entry, .. } => drop(is_told.insert(entry.seq.get())),
-                    _ => {}
-                }
-            }
+            let is_told = told_of(&mut next.committed, 1..=7);
             let untold: Vec<u64> = (2..=7).filter(|seq| !is_told.contains(seq)).collect();
             ensure!(untold.is_empty(), "{}: nobody hears of {untold:?}", where_());
         }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::host::Host;
 use crate::quic::Connection;
-use crate::store::{Issued, OpenStore, StoreLimits, file};
+use crate::store::{Freshness, Issued, OpenStore, StoreLimits, file};
 use godwit_certs::authority::Root;
 use godwit_certs::tls::{self, Crypto, ServedCertificate, Tickets};
 use godwit_core::{Action, Command, Outcome, Sender};
@@ -138,7 +138,8 @@ impl Bench {
 
     /// Where bob's inboxes begin, by device.
     async fn rows(&self) -> Vec<(DeviceId, Seq)> {
-        let rows = self.store.read(|store| store.inbox_of_user(&"bob@eu".parse().unwrap())).await.unwrap();
+        let rows =
+            self.store.read(|store| store.inbox_of_user(&"bob@eu".parse().unwrap(), Freshness::Now)).await.unwrap();
         rows.into_iter().map(|(device, _, row)| (device, row.from)).collect()
     }
 

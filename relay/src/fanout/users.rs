@@ -2,7 +2,7 @@
 
 use super::device::DeviceFan;
 use super::{ROWS_TICKS_MOST, STORE_POLL, Worker, region};
-use crate::store::{Committed, StoreError};
+use crate::store::{Committed, Freshness, StoreError};
 use godwit_core::device::Revocation;
 use godwit_core::inbox::Track;
 use godwit_wire::{Code, DeviceId, UserId};
@@ -39,7 +39,7 @@ impl Worker {
             .read(move |store| {
                 let mut all = Vec::new();
                 for user in unknown {
-                    let rows = store.inbox_of_user(&user)?;
+                    let rows = store.inbox_of_user(&user, Freshness::Now)?;
                     let devices = if user.is_region() {
                         vec![(DeviceId::of_region(&user.home()), 0)]
                     } else {
@@ -82,7 +82,9 @@ impl Worker {
         let users: BTreeSet<UserId> = connected.map(|(device, _)| device.user()).collect();
         for user in users {
             let id = user.clone();
-            let Ok(rows) = self.store.read(move |store| store.inbox_of_user_lately(&id)).await else { continue };
+            let Ok(rows) = self.store.read(move |store| store.inbox_of_user(&id, Freshness::Lately)).await else {
+                continue;
+            };
             for (device, chat, row) in rows {
                 // One that is known, or is on its way to be changed, is newer here.
                 let is_known = self.moves.contains_key(&(device.clone(), chat.clone())) || !self.saves.is_idle();

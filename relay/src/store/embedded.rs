@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use super::keys::Span;
-use super::rows::{Flow, Order, Rows, RowsMut};
+use super::rows::{Flow, Order, Rows, RowsMut, Scan};
 use super::tables::TableId;
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -60,11 +60,10 @@ impl Rows for Moment {
         &self,
         table: TableId,
         span: &Span,
-        order: Order,
-        most: usize,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
-        self.table(table)?.map_or(Ok(()), |table| scan(table, span, order, most, see))
+        self.table(table)?.map_or(Ok(()), |table| in_span(table, span, scan, see))
     }
 }
 
@@ -108,11 +107,10 @@ impl Rows for Transaction<'_> {
         &self,
         table: TableId,
         span: &Span,
-        order: Order,
-        most: usize,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
-        scan(self.table(table)?, span, order, most, see)
+        in_span(self.table(table)?, span, scan, see)
     }
 }
 
@@ -143,11 +141,10 @@ fn look(
     }
 }
 
-fn scan(
+fn in_span(
     table: &impl ReadableTable<Key, Value>,
     span: &Span,
-    order: Order,
-    most: usize,
+    Scan { order, most, .. }: Scan,
     see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
 ) -> Result<(), StoreError> {
     let mut rows = table.range::<&[u8]>(span.bounds())?;

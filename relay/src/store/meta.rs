@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use super::keys::Span;
-use super::rows::{Order, Rows, RowsMut};
+use super::rows::{Rows, RowsMut, Scan};
 use super::tables::TableId;
 use std::ops::ControlFlow;
 
@@ -31,7 +31,7 @@ pub(super) fn get(rows: &dyn Rows, name: &str) -> Result<Option<String>, StoreEr
 pub(super) fn beginning_with(rows: &dyn Rows, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
     let mut found = Vec::new();
     let span = Span::starting_with(prefix.as_bytes());
-    rows.scan(TableId::Meta, &span, Order::Ascending, usize::MAX, &mut |key, value| {
+    rows.scan(TableId::Meta, &span, Scan::ALL, &mut |key, value| {
         found.push((text(&key[prefix.len()..]), text(value)));
         Ok(ControlFlow::Continue(()))
     })?;

@@ -2,7 +2,7 @@
 
 use super::chats::{last_entry, participants};
 use super::keys::{self, Key, Parts, Span};
-use super::rows::{Order, Records, Rows, decode};
+use super::rows::{Freshness, Order, Records, Rows, Scan, decode};
 use super::tables::{
     CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, REVOCATIONS, USER_CHATS, WATERMARKS,
     Watermark,
@@ -48,14 +48,6 @@ pub(crate) struct RegionRun {
     pub(crate) head: Option<Seq>,
 }
 
-/// How new what is read must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Freshness {
-    Now,
-    /// As it was a moment ago will do.
-    Lately,
-}
-
 /// How much one page takes at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageLimit {
@@ -95,13 +87,17 @@ impl Snapshot {
     }
 
     /// The inbox rows of all devices of a user.
-    pub(crate) fn inbox_of_user(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
-        inbox_rows(self.rows().all(INBOX, &Key::new().user(user).prefix())?)
-    }
-
-    /// As [`Snapshot::inbox_of_user`], as it was a moment ago, perhaps.
-    pub(crate) fn inbox_of_user_lately(&self, user: &UserId) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
-        inbox_rows(self.rows().all_lately(INBOX, &Key::new().user(user).prefix())?)
+    pub(crate) fn inbox_of_user(
+        &self,
+        user: &UserId,
+        freshness: Freshness,
+    ) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
+        let mut rows = Vec::new();
+        for (key, row) in self.rows().some(INBOX, &Key::new().user(user).prefix(), Scan { freshness, ..Scan::ALL })? {
+            let mut parts = Parts(&key);
+            rows.push((parts.device()?, parts.chat()?, row));
+        }
+        Ok(rows)
     }
 
     /// The first `limit` inbox rows of all: who has not taken which chat, from where on.
@@ -410,14 +406,6 @@ struct Page {
     hidden: Vec<SeqRange>,
 }
 
-fn inbox_rows(rows: Vec<(Vec<u8>, InboxRow)>) -> Result<Vec<(DeviceId, ChatId, InboxRow)>, StoreError> {
-    let row = |(key, row): (Vec<u8>, InboxRow)| {
-        let mut parts = Parts(&key);
-        Ok((parts.device()?, parts.chat()?, row))
-    };
-    rows.into_iter().map(row).collect()
-}
-
 impl Page {
     fn is_full(&self) -> bool {
         self.entries.len() >= self.limit.entries
@@ -432,7 +420,8 @@ impl Page {
         let (before, bytes) = (self.entries.len(), self.bytes);
         let room = self.limit.entries.saturating_sub(before);
         let mut next = part.from;
-        rows.scan_lately(LOG.id, &span, Order::Ascending, room, &mut |_, value| {
+        let lately = Scan { most: room, freshness: Freshness::Lately, ..Scan::ALL };
+        rows.scan(LOG.id, &span, lately, &mut |_, value| {
             let entry: Entry = decode(value)?;
             if entry.seq != next {
                 return Ok(ControlFlow::Break(()));
@@ -453,7 +442,7 @@ impl Page {
     /// Takes entries as long as there is room, at least one if there is any.
     fn take(&mut self, rows: &dyn Rows, part: &Span, order: Order) -> Result<(), StoreError> {
         let room = self.limit.entries.saturating_sub(self.entries.len());
-        rows.scan(LOG.id, part, order, room, &mut |_, value| {
+        rows.scan(LOG.id, part, Scan { order, most: room, ..Scan::ALL }, &mut |_, value| {
             self.bytes += value.len();
             self.entries.push(decode(value)?);
             Ok(if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

@@ -3,7 +3,7 @@
 use super::chats::participants;
 use super::keys::{Key, Parts};
 use super::read::Snapshot;
-use super::rows::{Order, Records, RecordsMut, decode};
+use super::rows::{Records, RecordsMut, Scan, decode};
 use super::shared::Topic;
 use super::tables::{BASES, CHATS, CURSORS, DIRTY, INBOX, LOG, PARTICIPANTS, USER_CHATS, WATERMARKS};
 use super::writer::{Batch, Fence, Write};
@@ -29,7 +29,7 @@ impl Snapshot {
         };
         let mut shared: Vec<(ChatId, Seq)> = Vec::new();
         let mut head: Option<(ChatId, Option<Seq>)> = None;
-        self.rows().scan(PARTICIPANTS.id, &span, Order::Ascending, usize::MAX, &mut |key, value| {
+        self.rows().scan(PARTICIPANTS.id, &span, Scan::ALL, &mut |key, value| {
             let mut parts = Parts(key);
             let (chat, user): (ChatId, UserId) = (parts.chat()?, parts.user()?);
             if !user.is_home(region) {

@@ -14,6 +14,27 @@ pub(super) enum Order {
     Descending,
 }
 
+/// How new rows must be that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    Now,
+    /// As they were a moment ago will do: a shared store has those at half the price.
+    Lately,
+}
+
+/// Which rows of a span are read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scan {
+    pub(super) order: Order,
+    /// So many, at most.
+    pub(super) most: usize,
+    pub(super) freshness: Freshness,
+}
+
+impl Scan {
+    pub(super) const ALL: Self = Self { order: Order::Ascending, most: usize::MAX, freshness: Freshness::Now };
+}
+
 /// Whether a scan goes on.
 pub(super) type Flow = Result<ControlFlow<()>, StoreError>;
 
@@ -27,27 +48,14 @@ pub(super) trait Rows {
         see: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
 
-    /// Shows the rows of a span, key and value, at most `most` of them.
+    /// Shows rows of a span, key and value.
     fn scan(
         &self,
         table: TableId,
         span: &Span,
-        order: Order,
-        most: usize,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError>;
-
-    /// As [`Rows::scan`], for whoever can do with rows as they were a moment ago: a shared store has those at half the price.
-    fn scan_lately(
-        &self,
-        table: TableId,
-        span: &Span,
-        order: Order,
-        most: usize,
-        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<(), StoreError> {
-        self.scan(table, span, order, most, see)
-    }
 }
 
 /// Changes rows. Whoever changes them reads them as changed.
@@ -79,22 +87,16 @@ pub(super) trait Records: Rows {
         span: &Span,
         mut see: impl FnMut(&[u8], R) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        self.scan(table.id, span, Order::Ascending, usize::MAX, &mut |key, value| {
+        self.scan(table.id, span, Scan::ALL, &mut |key, value| {
             see(key, decode(value)?)?;
             Ok(ControlFlow::Continue(()))
         })
     }
 
-    /// The records of a span with their keys, at most `most`.
-    fn some<R: Record>(
-        &self,
-        table: Table<R>,
-        span: &Span,
-        order: Order,
-        most: usize,
-    ) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
+    /// Records of a span with their keys.
+    fn some<R: Record>(&self, table: Table<R>, span: &Span, scan: Scan) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
         let mut found = Vec::new();
-        self.scan(table.id, span, order, most, &mut |key, value| {
+        self.scan(table.id, span, scan, &mut |key, value| {
             found.push((key.to_vec(), decode(value)?));
             Ok(ControlFlow::Continue(()))
         })?;
@@ -103,26 +105,16 @@ pub(super) trait Records: Rows {
 
     /// The first records of a span with their keys, ascending.
     fn first<R: Record>(&self, table: Table<R>, span: &Span, most: usize) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
-        self.some(table, span, Order::Ascending, most)
+        self.some(table, span, Scan { most, ..Scan::ALL })
     }
 
     /// All records of a span with their keys, ascending.
     fn all<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
-        self.first(table, span, usize::MAX)
-    }
-
-    /// As [`Records::all`], as it was a moment ago, perhaps.
-    fn all_lately<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Vec<(Vec<u8>, R)>, StoreError> {
-        let mut found = Vec::new();
-        self.scan_lately(table.id, span, Order::Ascending, usize::MAX, &mut |key, value| {
-            found.push((key.to_vec(), decode(value)?));
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(found)
+        self.some(table, span, Scan::ALL)
     }
 
     fn last<R: Record>(&self, table: Table<R>, span: &Span) -> Result<Option<(Vec<u8>, R)>, StoreError> {
-        Ok(self.some(table, span, Order::Descending, 1)?.pop())
+        Ok(self.some(table, span, Scan { order: Order::Descending, most: 1, ..Scan::ALL })?.pop())
     }
 
     fn is_empty<R: Record>(&self, table: Table<R>, span: &Span) -> Result<bool, StoreError> {

@@ -49,14 +49,19 @@ pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads)
     // Of its own, by which relays tell that they share it. The format comes last: without it nobody starts.
     let (generation, format) = (fastrand::u64(1..).to_string(), FORMAT.to_string());
     for (name, value) in [(meta::REGION, region.as_str()), (meta::GENERATION, &generation), (meta::FORMAT, &format)] {
-        let place = layout::place(TableId::Meta, name.as_bytes())?;
-        let item = Item { value: value.to_owned().into(), order: 0 };
-        match engine.change(Change { place, item: Some(item), when: If::Absent }).await {
-            Ok(()) | Err(EngineError::Refused) => {}
-            Err(error) => return Err(error.into()),
+        match say(&*engine, name, value.to_owned(), If::Absent).await {
+            Ok(()) | Err(StoreError::Engine(EngineError::Refused)) => {}
+            Err(error) => return Err(error),
         }
     }
     checked(engine, region, threads).await.map(drop)
+}
+
+/// Writes what a store says about itself.
+async fn say(engine: &dyn Engine, name: &str, value: String, when: If) -> Result<(), StoreError> {
+    let place = layout::place(TableId::Meta, name.as_bytes())?;
+    let item = Item { value: value.into(), order: 0 };
+    Ok(engine.change(Change { place, item: Some(item), when }).await?)
 }
 
 /// As [`check`], from where it may not block.
@@ -79,26 +84,19 @@ pub(super) async fn opened(
 ) -> Result<(u64, u64), StoreError> {
     let found = checked(engine.clone(), region, threads).await?;
     let Some(identity) = engine.identity().await? else { return Ok(found) };
-    let place = layout::place(TableId::Meta, meta::TABLES.as_bytes())?;
-    let reading = {
-        let (engine, place) = (engine.clone(), place.clone());
-        threads.blocking(move || engine.get(&place))
-    };
-    let known = reading.await.map_err(|_| StoreError::Closed)??;
-    if known.as_ref().is_some_and(|known| known.value == identity) {
+    let rows = live::Live::new(engine.clone(), None);
+    let reading = threads.blocking(move || meta::get(&rows, meta::TABLES));
+    let known = reading.await.unwrap_or(Err(StoreError::Closed))?;
+    if known.as_ref() == Some(&identity) {
         return Ok(found);
     }
-    let put = async |place, value: String| {
-        let item = Item { value: value.into(), order: 0 };
-        engine.change(Change { place, item: Some(item), when: If::Always }).await
-    };
     if known.is_some() {
         let generation = crate::rank::fnv_1a(identity.as_bytes());
         tracing::warn!(generation, "the store was restored: clients and other regions compare what they have");
         // Before the name: without the one, the other is noticed again.
-        put(layout::place(TableId::Meta, meta::GENERATION.as_bytes())?, generation.to_string()).await?;
+        say(&*engine, meta::GENERATION, generation.to_string(), If::Always).await?;
     }
-    put(place, identity).await?;
+    say(&*engine, meta::TABLES, identity, If::Always).await?;
     checked(engine, region, threads).await
 }
 

@@ -6,14 +6,17 @@ use godwit_core::{Action, Command, Outcome, Sender};
 use godwit_relay::host::{Host, SystemDisk, Threads};
 use godwit_relay::metrics::Metrics;
 use godwit_relay::store::shared::{self, engine::Engine};
-use godwit_relay::store::{Issued, OpenStore, Store, StoreError, StoreLimits, file};
+use godwit_relay::store::{Committed, Issued, OpenStore, Store, StoreError, StoreLimits, file};
 use godwit_wire::entry::{ChatKind, Content, LogEntry, Member, Role, Title};
 use godwit_wire::frame::{ChatSummary, Range, Stamp};
 use godwit_wire::{ChatId, Clock, DeviceId, MessageId, Refusal, Seq, UnixMillis, UserId};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 
 /// Longer than anything takes on a slow machine.
@@ -177,6 +180,19 @@ pub async fn log(store: &Store, name: &str) -> Result<Vec<LogEntry>> {
         from = last.seq.next();
         log.extend(page.entries);
     }
+}
+
+/// The entries that fan-out was told of; those in `unsettled`, where it was told to read what is not settled.
+pub fn told_of(committed: &mut UnboundedReceiver<Committed>, unsettled: RangeInclusive<u64>) -> BTreeSet<u64> {
+    let mut told = BTreeSet::new();
+    while let Ok(event) = committed.try_recv() {
+        match event {
+            Committed::TakenUp { dirty: true, .. } => told.extend(unsettled.clone()),
+            Committed::Entry { entry, .. } => drop(told.insert(entry.seq.get())),
+            _ => {}
+        }
+    }
+    told
 }
 
 /// The chat as a user's phone sees it in its list.

@@ -115,12 +115,11 @@ impl Pen {
             // The mark becomes this relay's, to be taken off once everything is settled. Whoever set it could write
             // further entries that nobody would find after a crash: hence the fence.
             let item = Item { value: self.mark(), order: 0 };
-            let adopted = self.fenced(place, item, If::Value(mark.value)).await;
-            let fenced = match adopted {
-                Ok(()) => self.fence(topic, &mut position).await,
-                Err(failure) => Err(failure),
+            let adopting = async {
+                self.fenced(place, item, If::Value(mark.value)).await?;
+                self.fence(topic, &mut position).await
             };
-            match fenced {
+            match adopting.await {
                 Ok(()) => return Ok(TakenUp { position, dirty: true }),
                 Err(Failure::Outrun) => {}
                 Err(fault) => return Err(fault),

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::store::embedded::Moment;
 use crate::store::file::{self, FORMAT};
 use crate::store::keys::{self, Parts, Span};
-use crate::store::rows::{Order, Records, Rows};
+use crate::store::rows::{Records, Rows, Scan};
 use crate::store::tables::{BLOBS, TableId};
 use crate::store::{StoreError, meta};
 use bytes::Bytes;
@@ -224,7 +224,7 @@ impl Copier {
         let mut found = Vec::new();
         for table in tables() {
             let mut digest = Digest::default();
-            file.scan(table, &Span::ALL, Order::Ascending, usize::MAX, &mut |key, value| {
+            file.scan(table, &Span::ALL, Scan::ALL, &mut |key, value| {
                 digest.take(table, key, value);
                 progress.rows += 1;
                 if progress.rows.is_multiple_of(1000) {
@@ -279,7 +279,7 @@ impl Copier {
         let span = after.map_or(Span::ALL, |after| Span::ALL.after(after.to_vec()));
         let mut found = Stretch { items: Vec::new(), rows: 0, last: Vec::new() };
         let (mut bytes, mut sheet) = (0, Packing::default());
-        file.scan(table, &span, Order::Ascending, STRETCH_ROWS, &mut |key, value| {
+        file.scan(table, &span, Scan { most: STRETCH_ROWS, ..Scan::ALL }, &mut |key, value| {
             bytes += key.len() + value.len();
             found.rows += 1;
             found.last = key.to_vec();

@@ -3,7 +3,7 @@
 use super::live::Live;
 use crate::store::StoreError;
 use crate::store::keys::Span;
-use crate::store::rows::{Flow, Order, Rows, RowsMut};
+use crate::store::rows::{Flow, Order, Rows, RowsMut, Scan};
 use crate::store::tables::TableId;
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -86,15 +86,14 @@ impl Rows for Draft {
         &self,
         table: TableId,
         span: &Span,
-        order: Order,
-        most: usize,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
         let changed: Vec<_> = self.changed.iter().filter(|((of, key), _)| *of == table && span.holds(key)).collect();
         // As many more as may be among them and gone.
-        let mut wanted = most.saturating_add(changed.len());
+        let mut wanted = scan.most.saturating_add(changed.len());
         let mut rows = BTreeMap::new();
-        self.live.scan(table, span, order, wanted, &mut |key, value| {
+        self.live.scan(table, span, Scan { most: wanted, ..scan }, &mut |key, value| {
             let value = Bytes::copy_from_slice(value);
             self.seen.borrow_mut().entry((table, key.to_vec())).or_insert_with(|| Some(value.clone()));
             rows.insert(key.to_vec(), value);
@@ -107,10 +106,10 @@ impl Rows for Draft {
                 None => rows.remove(key),
             };
         }
-        let mut left = most;
+        let mut left = scan.most;
         let mut rows = rows.into_iter();
         while left > 0 {
-            let next = if order == Order::Ascending { rows.next() } else { rows.next_back() };
+            let next = if scan.order == Order::Ascending { rows.next() } else { rows.next_back() };
             let Some((key, value)) = next else { break };
             if see(&key, &value)?.is_break() {
                 break;
@@ -134,7 +133,7 @@ impl RowsMut for Draft {
 
     fn remove_all(&mut self, table: TableId, span: &Span) -> Result<(), StoreError> {
         let mut keys = Vec::new();
-        self.scan(table, span, Order::Ascending, usize::MAX, &mut |key, _| {
+        self.scan(table, span, Scan::ALL, &mut |key, _| {
             keys.push(key.to_vec());
             Ok(Continue(()))
         })?;

@@ -125,8 +125,7 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + S
 /// A store of items that many relays share.
 ///
 /// Reads see every change that was answered before they began, but for queries to which what was so a moment ago will do.
-/// They block, for as long as the engine's limits allow, and
-/// are called where that is allowed; changes do not block.
+/// They block, for as long as the engine's limits allow, and are called where that is allowed; changes do not block.
 pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// No answer, throttled, or a fault.

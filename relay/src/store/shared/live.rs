@@ -5,7 +5,7 @@ use super::journal::Sheet;
 use super::layout::{self, Extent};
 use crate::store::StoreError;
 use crate::store::keys::{self, Span};
-use crate::store::rows::{Flow, Order, Rows};
+use crate::store::rows::{Flow, Freshness, Order, Rows, Scan};
 use crate::store::tables::TableId;
 use bytes::Bytes;
 use godwit_core::entry::encode_record;
@@ -102,16 +102,17 @@ impl Live {
         }
     }
 
-    /// Rows of one partition. `wanted` is how many are likely to be seen.
+    /// Rows of one partition. As many as the scan wants are likely to be seen.
     fn partition(
         &self,
         table: TableId,
         partition: &[u8],
-        (span, order, wanted, lately): (&Span, Order, usize, bool),
+        span: &Span,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
         if table == TableId::Log {
-            return self.log(partition, (span, order, wanted, lately), see);
+            return self.log(partition, span, scan, see);
         }
         let (from, to) = layout::sorts(table, partition, span);
         let query = Query {
@@ -119,9 +120,9 @@ impl Live {
             partition,
             from: from.map_or(Bound::Unbounded, Bound::Included),
             to: to.map_or(Bound::Unbounded, Bound::Excluded),
-            descending: order == Order::Descending,
-            most: wanted,
-            lately,
+            descending: scan.order == Order::Descending,
+            most: scan.most,
+            lately: scan.freshness == Freshness::Lately,
         };
         self.items(query, |sort, item| see(&layout::key(table, partition, sort), &shown(table, item)))
     }
@@ -130,7 +131,8 @@ impl Live {
     fn log(
         &self,
         partition: &[u8],
-        (span, order, wanted, lately): (&Span, Order, usize, bool),
+        span: &Span,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
         let bound = self.bounds.as_ref().and_then(|bounds| bounds.of(partition));
@@ -140,9 +142,9 @@ impl Live {
             partition,
             from: Bound::Unbounded,
             to: to.map_or(Bound::Unbounded, Bound::Excluded),
-            descending: order == Order::Descending,
-            most: wanted,
-            lately,
+            descending: scan.order == Order::Descending,
+            most: scan.most,
+            lately: scan.freshness == Freshness::Lately,
         };
         if let Some(from) = from.filter(|_| !query.descending && span.start != partition) {
             let holding = self.holding(partition, &from)?;
@@ -154,13 +156,13 @@ impl Live {
                 let records = entries.iter().map(|(_, entry)| entry.clone()).collect();
                 self.read.borrow_mut().insert((partition.to_vec(), keys::number_of(sort)?), records);
             }
-            if order == Order::Descending {
+            if scan.order == Order::Descending {
                 entries.reverse();
             }
             for (key, entry) in entries {
                 let is_hidden = bound.is_some_and(|bound| keys::number_of(&key).is_ok_and(|seq| seq > bound));
                 if is_hidden || !span.holds(&key) {
-                    if order == Order::Descending && key < span.start {
+                    if scan.order == Order::Descending && key < span.start {
                         return Ok(Break(()));
                     }
                     continue;
@@ -205,62 +207,6 @@ impl Live {
             }
         }
     }
-
-    /// Rows of a span, wherever they are.
-    fn rows_of(
-        &self,
-        table: TableId,
-        (span, order, most, lately): (&Span, Order, usize, bool),
-        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<(), StoreError> {
-        if most == 0 || !span.end.is_empty() && span.start >= span.end {
-            return Ok(());
-        }
-        let left = Cell::new(most);
-        let mut counted = |key: &[u8], value: &[u8]| {
-            left.set(if see(key, value)?.is_break() { 0 } else { left.get() - 1 });
-            Ok(if left.get() == 0 { Break(()) } else { Continue(()) })
-        };
-        let rows = match layout::extent(table, span) {
-            Extent::InOrder(mut partitions) => {
-                if order == Order::Descending {
-                    partitions.reverse();
-                }
-                for partition in partitions {
-                    if left.get() > 0 {
-                        self.partition(table, &partition, (span, order, left.get(), lately), &mut counted)?;
-                    }
-                }
-                return Ok(());
-            }
-            Extent::Mixed(partitions) => {
-                // The first of each are all that can be among the first of all.
-                let mut rows = BTreeMap::new();
-                for partition in partitions {
-                    let mut wanted = most;
-                    self.partition(table, &partition, (span, order, most, lately), &mut |key, value| {
-                        rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
-                        wanted -= 1;
-                        Ok(if wanted == 0 { Break(()) } else { Continue(()) })
-                    })?;
-                }
-                rows
-            }
-            Extent::Anywhere => self.everywhere(table, span)?,
-        };
-        let mut see_all = |mut rows: Box<dyn Iterator<Item = (Vec<u8>, Bytes)>>| {
-            let flow = rows.try_for_each(|(key, value)| match counted(&key, &value) {
-                Ok(Continue(())) => Continue(()),
-                Ok(Break(())) => Break(Ok(())),
-                Err(error) => Break(Err(error)),
-            });
-            flow.break_value().unwrap_or(Ok(()))
-        };
-        match order {
-            Order::Ascending => see_all(Box::new(rows.into_iter())),
-            Order::Descending => see_all(Box::new(rows.into_iter().rev())),
-        }
-    }
 }
 
 /// The record of an item. What marks a dirty chat names whoever set the mark, which is no business of records.
@@ -295,21 +241,56 @@ impl Rows for Live {
         &self,
         table: TableId,
         span: &Span,
-        order: Order,
-        most: usize,
+        scan: Scan,
         see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<(), StoreError> {
-        self.rows_of(table, (span, order, most, false), see)
-    }
-
-    fn scan_lately(
-        &self,
-        table: TableId,
-        span: &Span,
-        order: Order,
-        most: usize,
-        see: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<(), StoreError> {
-        self.rows_of(table, (span, order, most, true), see)
+        if scan.most == 0 || !span.end.is_empty() && span.start >= span.end {
+            return Ok(());
+        }
+        let left = Cell::new(scan.most);
+        let mut counted = |key: &[u8], value: &[u8]| {
+            left.set(if see(key, value)?.is_break() { 0 } else { left.get() - 1 });
+            Ok(if left.get() == 0 { Break(()) } else { Continue(()) })
+        };
+        let rows = match layout::extent(table, span) {
+            Extent::InOrder(mut partitions) => {
+                if scan.order == Order::Descending {
+                    partitions.reverse();
+                }
+                for partition in partitions {
+                    if left.get() > 0 {
+                        let rest = Scan { most: left.get(), ..scan };
+                        self.partition(table, &partition, span, rest, &mut counted)?;
+                    }
+                }
+                return Ok(());
+            }
+            Extent::Mixed(partitions) => {
+                // The first of each are all that can be among the first of all.
+                let mut rows = BTreeMap::new();
+                for partition in partitions {
+                    let mut wanted = scan.most;
+                    self.partition(table, &partition, span, scan, &mut |key, value| {
+                        rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
+                        wanted -= 1;
+                        Ok(if wanted == 0 { Break(()) } else { Continue(()) })
+                    })?;
+                }
+                rows
+            }
+            Extent::Anywhere => self.everywhere(table, span)?,
+        };
+        let mut see_all = |mut rows: Box<dyn Iterator<Item = (Vec<u8>, Bytes)>>| {
+            let flow = rows.try_for_each(|(key, value)| match counted(&key, &value) {
+                Ok(Continue(())) => Continue(()),
+                Ok(Break(())) => Break(Ok(())),
+                Err(error) => Break(Err(error)),
+            });
+            flow.break_value().unwrap_or(Ok(()))
+        };
+        match scan.order {
+            Order::Ascending => see_all(Box::new(rows.into_iter())),
+            Order::Descending => see_all(Box::new(rows.into_iter().rev())),
+        }
     }
 }
