@@ -55,6 +55,7 @@ pub mod enrol;
 pub mod error;
 pub mod event;
 pub mod host;
+mod locked;
 pub mod order;
 mod session;
 mod store;

@@ -26,10 +26,11 @@ pub(crate) use uploads::{Draft, UploadRow};
 use crate::error::Error;
 use crate::event::{Event, Next};
 use crate::host::Host;
+use crate::locked::Locked;
 use godwit_certs::tls::Crypto;
 use godwit_wire::DeviceId;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -63,7 +64,7 @@ pub(crate) struct Store {
 /// The exclusive right to keep this home's connection. Given up when dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    _file: Locked,
 }
 
 /// Takes the home's lock; none if another process has it.
@@ -71,11 +72,7 @@ pub(crate) fn lock(home: &Path) -> Result<Option<Lock>, Error> {
     let path = home.join("lock");
     let io = |source| Error::Io { path: path.clone(), source };
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Lock { _file: file })),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(source)) => Err(io(source)),
-    }
+    Ok(Locked::take(file).map_err(io)?.map(|file| Lock { _file: file }))
 }
 
 fn corrupt(path: &Path, error: rusqlite::Error) -> Error {

@@ -2,6 +2,7 @@
 
 use super::source::Source;
 use super::transfer::PART_PLAIN_BYTES;
+use crate::locked::Locked;
 use godwit_seal::FileKey;
 use godwit_wire::blob::{BlobHash, Digest32, Manifest};
 use sha2::{Digest, Sha256};
@@ -18,7 +19,7 @@ const NAME_BYTES: usize = 200;
 pub(crate) struct Target {
     path: PathBuf,
     passing: PathBuf,
-    file: File,
+    file: Locked,
 }
 
 impl Target {
@@ -48,7 +49,7 @@ impl Target {
         let file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&passing)?;
         // Two that write to it would make neither's file.
         let taken = || io::Error::new(io::ErrorKind::ResourceBusy, "it is being received there already");
-        file.try_lock().map_err(|_| taken())?;
+        let file = Locked::take(file)?.ok_or_else(taken)?;
         // Another may have finished it between the opening and the lock.
         if passing.metadata().is_ok_and(|meta| meta.ino() == file.metadata().map_or(0, |own| own.ino())) {
             return Ok(Self { path: path.to_owned(), passing, file });
@@ -86,7 +87,7 @@ impl Target {
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        (&*self.file).write_all(bytes)
     }
 
     /// It is whole: gives it its name, durably.
