@@ -168,6 +168,9 @@ impl Sim {
         F: AsyncFnOnce(Sim) -> Result<T> + Send + 'static,
     {
         let options = options.clone();
+        // Here, where names are the system's randomness: with the seed's, a folder that another run of the same seed has
+        // made would change what is random after it.
+        let folder = folder()?;
         let thread = std::thread::Builder::new().name(format!("seed {}", options.seed)).stack_size(8 << 20);
         let thread = thread.spawn(move || {
             entropy::seed(options.seed);
@@ -175,7 +178,7 @@ impl Sim {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, async move {
-                let sim = Self::new(&options)?;
+                let sim = Self::new(&options, folder)?;
                 tokio::spawn(sim.0.world.clone().carry());
                 let result = main(sim.clone()).await;
                 let result = match sim.0.checker.verdict() {
@@ -191,13 +194,12 @@ impl Sim {
         thread.join().map_err(|_| anyhow!("the simulation panicked"))?
     }
 
-    fn new(options: &Options) -> Result<Self> {
+    fn new(options: &Options, folder: tempfile::TempDir) -> Result<Self> {
         let trace = match &options.trace {
             Some(path) => Some(File::create(path).with_context(|| path.display().to_string())?),
             None => None,
         };
         BEGAN.set(Some(Instant::now()));
-        let folder = folder()?;
         let world = World::new(options.seed, Trace::new(trace));
         Ok(Self(Rc::new(Inner {
             seed: options.seed,
