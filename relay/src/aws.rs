@@ -2,17 +2,23 @@
 
 use std::error::Error;
 
+type Layer<'a> = &'a (dyn Error + 'static);
+
+/// An error, then what it came from, and so on.
+fn layers(error: Layer<'_>) -> impl Iterator<Item = Layer<'_>> {
+    std::iter::successors(Some(error), |error: &Layer<'_>| (*error).source())
+}
+
 /// What a server says, by its code and message, or why it said nothing; without what was sent.
-pub(crate) fn text(code: Option<&str>, message: Option<&str>, error: &dyn Error) -> String {
-    if let Some(code) = code {
-        return format!("{code}: {}", message.unwrap_or("refused"));
+pub(crate) fn text(code: Option<&str>, message: Option<&str>, error: Layer<'_>) -> String {
+    match code {
+        Some(code) => format!("{code}: {}", message.unwrap_or("refused")),
+        None => layers(error).map(ToString::to_string).collect::<Vec<_>>().join(": "),
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
+}
+
+/// Why a server said nothing, without the layers above that.
+#[cfg(feature = "dynamodb")]
+pub(crate) fn root(error: Layer<'_>) -> String {
+    layers(error).last().unwrap_or(error).to_string()
 }

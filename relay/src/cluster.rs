@@ -13,6 +13,7 @@ use crate::host::Threads;
 use crate::peers::frame::{PeerAsk, PeerPage};
 use crate::peers::{self, PeerLink, Peers};
 use crate::rank;
+use crate::seldom::Seldom;
 use godwit_core::device::Revocation;
 use godwit_gossip::{Effect, Gossip, Identity, Kind, Stats, Status, Timer};
 use godwit_wire::{RegionId, RelayId, UserId};
@@ -46,6 +47,8 @@ pub(crate) struct Cluster {
     stores: RwLock<HashMap<RegionId, BTreeMap<RelayId, u64>>>,
     /// Relays that went down and did not come back, with what was heard of them last; for an operator to see.
     lost: Mutex<BTreeMap<RelayId, (Identity, Instant)>>,
+    declared_down: Seldom,
+    outdone: Seldom,
     /// It was told of other relays, or met one.
     joined: AtomicBool,
     /// Pulls at the same time.
@@ -69,6 +72,8 @@ impl Cluster {
             peers,
             stores: RwLock::default(),
             lost: Mutex::default(),
+            declared_down: Seldom::default(),
+            outdone: Seldom::default(),
             joined: AtomicBool::new(false),
             pulls: Semaphore::new(PULLS),
             kept: Mutex::default(),
@@ -167,9 +172,24 @@ impl Cluster {
                 self.spawn(async move { cluster.pull(&relay, epoch, since).await });
             }
             Effect::Renewed(me) => {
-                tracing::warn!("the cluster had declared this relay down");
+                self.renewed(&me);
                 self.peers.renewed(me);
             }
+        }
+    }
+
+    /// Tells why this relay had to have another identity.
+    fn renewed(&self, me: &Identity) {
+        if self.peers.me().epoch() == me.epoch() {
+            if let Some(times) = self.declared_down.happened() {
+                tracing::warn!(times, "the cluster had declared this relay down");
+            }
+        } else if let Some(times) = self.outdone.happened() {
+            // Once: this one's clock went back since it ran last. Again and again: both are there.
+            tracing::error!(
+                times,
+                "the cluster knows a later start of this relay; if this is said again, another runs with its id"
+            );
         }
     }
 

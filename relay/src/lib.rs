@@ -38,6 +38,7 @@ mod rank;
 mod relay;
 mod revocations;
 mod router;
+mod seldom;
 pub mod store;
 
 pub use config::Config;

@@ -104,6 +104,10 @@ metrics! {
     inbox_rows: Gauge, "inbox_rows", "Inbox rows: chats in which a device is behind";
     inbox_bytes: Gauge (Bytes), "inbox", "Content that devices which are behind have not taken";
     inbox_oldest: Gauge (Seconds), "inbox_oldest_age", "Age of the oldest inbox row";
+    shared_reads: Counter, "shared_store_reads", "Items and pages that were read from a shared store";
+    shared_writes: Counter, "shared_store_writes", "Items that were written to a shared store, or tried";
+    shared_failures: Counter, "shared_store_failures", "Times that a shared store was slow, away or at its limits; mostly it is asked again";
+    shared_latency: Histogram (Seconds), "shared_store_latency", "Time that a shared store takes to answer", exponential_buckets(0.000_5, 2.0, 15);
     store_size: Gauge (Bytes), "store_file", "Size of the store's file";
     certificate_expiry: Gauge (Seconds), "certificate_expiry", "Time until the relay's certificate expires";
 }

@@ -159,7 +159,8 @@ async fn shared(config: &Config, host: &Host, region: RegionId, metrics: &Metric
 #[cfg(feature = "dynamodb")]
 async fn dynamo(config: &Config, region: &RegionId) -> Result<Arc<dyn Engine>, StartError> {
     // Large, and done once.
-    Ok(Arc::new(Box::pin(Dynamo::new(config.dynamodb.tables(region))).await))
+    let tables = Box::pin(Dynamo::new(config.dynamodb.tables(region))).await;
+    Ok(Arc::new(tables.map_err(StoreError::from)?))
 }
 
 #[cfg(not(feature = "dynamodb"))]

@@ -57,7 +57,7 @@ use replica::Replicate;
 pub(crate) use restored::Met;
 use restored::{DropCopies, NoteMet};
 use shared::engine::Engine;
-use shared::{Pen, TakeUp, Topic, Topics, Worker};
+use shared::{Pen, TakeUp, Topic, Topics, Watched, Worker};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -280,9 +280,9 @@ impl Store {
         host: &Host,
         metrics: &Metrics,
     ) -> Result<OpenStore, StoreError> {
+        let (generation, client_generation) = shared::opened(engine.clone(), region, &host.threads).await?;
+        let engine = Arc::new(Watched::new(engine, metrics.clone()));
         let pen = Pen { engine, bounds: Arc::default(), me: host.crypto.random_number() };
-        let opened = shared::opened(pen.engine.clone(), region, &host.threads).await;
-        let (generation, client_generation) = opened?;
         let topics = Arc::new(Topics::new());
         let commit_time = Arc::<CommitTime>::default();
         // Not bounded by itself: every entry in it holds a part of `in_flight`.

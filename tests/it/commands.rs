@@ -330,7 +330,7 @@ async fn a_region_moves_into_tables_that_relays_share() -> Result<()> {
     ensure!(store("copy", &[], 5)?.contains("in use by another process"), "the relay runs");
     town.relay.kill().await?;
     // Nobody has made the tables.
-    store("copy", &["--leave-attachments"], 1)?;
+    store("copy", &["--leave-attachments"], 2)?;
     store("init", &[], 0)?;
     let said = store("copy", &[], 2)?;
     ensure!(said.contains("1 attachments are files in") && said.contains("--leave-attachments"), "{said}");
@@ -346,6 +346,53 @@ async fn a_region_moves_into_tables_that_relays_share() -> Result<()> {
     let texts: Vec<_> = messages(&heard).iter().map(|m| m["text"].clone()).collect();
     ensure!(texts.first() == Some(&"in the file".into()) && texts.last() == Some(&"in the tables".into()), "{heard:?}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_store_that_cannot_be_used_says_what_to_change() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (certs, config, prefix) = (at("certs"), at("relay.toml"), dynamo::prefix());
+    succeed("godwit", &["certs", "init", "--dir", &certs, "--region", "eu"])?;
+    succeed("godwit", &["certs", "relay", "--dir", &certs, "--id", "eu/eu-1"])?;
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\ncerts = \"{certs}/eu/eu-1\"\ndata = \"{}\"\n\n\
+         [store]\nengine = \"dynamodb\"\n\n[attachments]\nstore = \"off\"\n\n[dynamodb]\nprefix = \"{prefix}\"\n",
+        at("data")
+    );
+    std::fs::write(&config, text)?;
+    let endpoint = Server::Dynoxide.endpoint().await?;
+    let (nobody, here) = ("http://127.0.0.1:1", ("GODWIT_DYNAMODB__ENDPOINT", endpoint));
+    let region = ("GODWIT_DYNAMODB__REGION", "us-east-1");
+    let (id, secret) = (("AWS_ACCESS_KEY_ID", "any"), ("AWS_SECRET_ACCESS_KEY", "any"));
+    let godwit = |verb: &[&str], environment: &[(&str, &str)], code: i32, what: &str| -> Result<()> {
+        let mut command = std::process::Command::new(commands().join("godwit"));
+        for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION"] {
+            command.env_remove(name);
+        }
+        command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        command.env("AWS_EC2_METADATA_DISABLED", "true").envs(environment.iter().copied());
+        let output = command.args(verb).args(["--config", &config]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code) && said.contains(what), "{verb:?}: {}: {said}", output.status);
+        Ok(())
+    };
+    let (init, check, relay) = (&["store", "init"][..], &["store", "check"][..], &["relay"][..]);
+    for verb in [init, check, relay] {
+        godwit(verb, &[here, id, secret], 2, "dynamodb.region: not given")?;
+        godwit(verb, &[here, region], 2, "no AWS credentials")?;
+        godwit(verb, &[("GODWIT_DYNAMODB__ENDPOINT", nobody), region, id, secret], 4, nobody)?;
+    }
+    let all = [here, region, id, secret];
+    for verb in [check, relay] {
+        godwit(verb, &all, 2, "`godwit store init` makes them, unless dynamodb.prefix")?;
+    }
+    godwit(init, &all, 0, "")?;
+    // A table of a store that is in use must not come back empty.
+    let inbox = format!("{prefix}eu-inbox");
+    dynamo::remove_table(endpoint, &inbox).await?;
+    godwit(relay, &all, 2, &inbox)?;
+    godwit(init, &all, 6, &inbox)
 }
 
 #[tokio::test(flavor = "multi_thread")]

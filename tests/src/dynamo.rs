@@ -47,11 +47,21 @@ pub fn prefix() -> String {
     format!("t{}-", PREFIXES.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Tables at an address, which may be that of somebody between.
-pub fn reached_at(endpoint: &str, prefix: &str) -> Dynamo {
+fn config(endpoint: &str) -> Builder {
     let credentials = Credentials::new("tests", "tests", None, None, "tests");
     let config = Builder::new().behavior_version(BehaviorVersion::latest()).region(Region::new(REGION));
-    Dynamo::with_config(config.endpoint_url(endpoint).credentials_provider(credentials), prefix.to_owned())
+    config.endpoint_url(endpoint).credentials_provider(credentials)
+}
+
+/// Tables at an address, which may be that of somebody between.
+pub fn reached_at(endpoint: &str, prefix: &str) -> Dynamo {
+    Dynamo::with_config(config(endpoint), prefix.to_owned(), endpoint)
+}
+
+/// Removes one table, as an operator might by mistake.
+pub async fn remove_table(endpoint: &str, name: &str) -> Result<()> {
+    aws_sdk_dynamodb::Client::from_conf(config(endpoint).build()).delete_table().table_name(name).send().await?;
+    Ok(())
 }
 
 async fn started(name: &str) -> Result<String> {

@@ -23,6 +23,12 @@ pub enum StoreError {
     Engine(#[from] EngineError),
     #[error("the shared store was not made ready: run `godwit store init`")]
     NotMade,
+    #[error(
+        "the shared store is in use, and has lost tables {}: restore them from a backup, or begin anew with another \
+         dynamodb.prefix",
+        .0.join(", ")
+    )]
+    TablesLost(Vec<String>),
     #[error("the shared store is of region {found}, not of {expected}: each region has a prefix of its own")]
     SharedOtherRegion { found: String, expected: String },
     #[error("the shared store has format {found}, which is newer than this version's {known}: use a newer godwit")]

@@ -11,6 +11,7 @@
 //! - [`live`], [`draft`]: rows read from the engine, and rows changed
 //! - [`commit`]: writing a batch
 //! - [`workers`]: which batches run when
+//! - [`watched`]: what is counted of an engine, and that it fails
 //! - [`examine`]: what `godwit store check` finds
 //! - [`copy`]: bringing a store here from its file
 
@@ -25,11 +26,13 @@ mod journal;
 mod layout;
 mod live;
 pub mod memory;
+mod watched;
 mod workers;
 
 pub(crate) use commit::Pen;
 pub use examine::examine;
 pub(crate) use journal::Topic;
+pub(crate) use watched::Watched;
 pub(crate) use workers::{TakeUp, Topics, Worker};
 
 use super::file::FORMAT;
@@ -55,6 +58,18 @@ pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads)
         }
     }
     checked(engine, region, threads).await.map(drop)
+}
+
+/// Whether [`init`] was through with this store; false if it cannot be asked, for want of tables or of rights.
+///
+/// # Errors
+/// The engine's.
+pub async fn was_made(engine: Arc<dyn Engine>, threads: &Threads) -> Result<bool, StoreError> {
+    let reading = threads.blocking(move || meta::get(&live::Live::new(engine, None), meta::FORMAT));
+    match reading.await.unwrap_or(Err(StoreError::Closed)) {
+        Err(StoreError::Engine(EngineError::Setup(_))) => Ok(false),
+        format => Ok(format?.is_some()),
+    }
 }
 
 /// Writes what a store says about itself.

@@ -89,6 +89,7 @@ impl From<StoreError> for Fault {
             | StoreError::Differs { .. }
             | StoreError::Newer { .. }
             | StoreError::SharedNewer { .. }
+            | StoreError::TablesLost(_)
             | StoreError::Record(_)
             | StoreError::BadKey => CORRUPT,
             StoreError::Database(ref error) if matches!(**error, redb::Error::Corrupted(_)) => CORRUPT,
@@ -99,6 +100,7 @@ impl From<StoreError> for Fault {
             | StoreError::NotEmpty
             | StoreError::OtherCopy
             | StoreError::AttachmentsInFiles { .. }
+            | StoreError::Engine(EngineError::Setup(_))
             | StoreError::Missing(_) => USAGE,
             StoreError::Engine(EngineError::NoAnswer(_) | EngineError::Throttled) => UNREACHABLE,
             _ => FAULT,

@@ -49,7 +49,8 @@ impl StoreArgs {
         let mut layers = Layers::default();
         layers.environment(self.environment(prefix).into_iter())?;
         let tables = layers.config()?.dynamodb.tables(region);
-        Ok(Box::pin(godwit_relay::store::shared::dynamo::Dynamo::new(tables)).await)
+        let tables = Box::pin(godwit_relay::store::shared::dynamo::Dynamo::new(tables)).await;
+        Ok(tables.map_err(godwit_relay::store::StoreError::from)?)
     }
 
     /// Makes the tables of each region, if its store is to be shared.

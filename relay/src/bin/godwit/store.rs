@@ -15,7 +15,7 @@ use {
     godwit_relay::host::{Host, Threads},
     godwit_relay::store::StoreError,
     godwit_relay::store::shared::copy::{Progress, Source, Step, copy as copy_shared},
-    godwit_relay::store::shared::{dynamo::Dynamo, examine, init as init_shared},
+    godwit_relay::store::shared::{dynamo::Dynamo, examine, init as init_shared, was_made},
     godwit_wire::RegionId,
     indicatif::{ProgressBar, ProgressStyle},
     std::io::IsTerminal,
@@ -56,7 +56,8 @@ pub(crate) enum Verb {
 #[cfg(feature = "dynamodb")]
 async fn shared(config: &Config) -> Result<(Dynamo, RegionId), Fault> {
     let region = RelayDir::new(&config.certs).read().map_err(StartError::from)?.relay.region();
-    Ok((Box::pin(Dynamo::new(config.dynamodb.tables(&region))).await, region))
+    let tables = Box::pin(Dynamo::new(config.dynamodb.tables(&region))).await;
+    Ok((tables.map_err(StoreError::from)?, region))
 }
 
 #[cfg(feature = "dynamodb")]
@@ -109,6 +110,10 @@ async fn init(config: &Config) -> Result<(), Fault> {
         // Whoever reads it may have gone; the tables are made all the same.
         let _ = print(&format!("table {table}"));
     };
+    let missing = tables.missing().await.map_err(StoreError::from)?;
+    if !missing.is_empty() && was_made(Arc::new(tables.clone()), &Threads::System).await? {
+        return Err(StoreError::TablesLost(missing).into());
+    }
     tables.make_tables(made).await.map_err(StoreError::from)?;
     init_shared(Arc::new(tables), &region, &Threads::System).await?;
     print(&format!("the store of region {region} is ready"))

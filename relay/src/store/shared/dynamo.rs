@@ -3,7 +3,8 @@
 //! `v` and its order as `o`.
 //!
 //! Only GetItem, Query, Scan, UpdateItem, DeleteItem and BatchWriteItem are used, and no transactions. All reads are
-//! strongly consistent. Credentials come from the standard chain of AWS: the environment, a profile, the machine's role.
+//! strongly consistent, but for queries to which what was so a moment ago will do. Credentials come from the standard chain
+//! of AWS: the environment, a profile, the machine's role.
 
 use super::engine::{Answer, Change, Engine, EngineError, If, Item, Page, Part, Place, Query};
 use super::journal::JOURNAL;
@@ -13,6 +14,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::ProvideCredentials;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{
@@ -24,7 +26,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::ops::Bound;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -65,33 +67,72 @@ pub struct Dynamo {
     reading: Client,
     /// Does not: what becomes of a change is asked after by whoever makes it.
     changing: Client,
-    prefix: String,
+    names: Arc<Names>,
     runtime: Handle,
 }
 
 impl fmt::Debug for Dynamo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dynamo").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Dynamo").field("names", &self.names).finish_non_exhaustive()
     }
 }
 
 /// The codes by which it is asked to wait.
 const THROTTLED: [&str; 4] =
     ["ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded", "LimitExceededException"];
+/// What is lacking when AWS's standard chain has nothing.
+const NO_CREDENTIALS: &str =
+    "AWS credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)";
+/// The codes by which it is told that these credentials will not do.
+const DENIED: [&str; 6] = [
+    "AccessDeniedException",
+    "ExpiredTokenException",
+    "IncompleteSignatureException",
+    "InvalidSignatureException",
+    "MissingAuthenticationTokenException",
+    "UnrecognizedClientException",
+];
 
-/// What went wrong, without what was sent.
-fn fault<E: Error + ProvideErrorMetadata + 'static, R: fmt::Debug + 'static>(error: &SdkError<E, R>) -> EngineError {
-    let text = aws::text(error.code(), error.message(), error);
-    match error.code() {
-        Some("ConditionalCheckFailedException") => EngineError::Refused,
-        Some(code) if THROTTLED.contains(&code) => EngineError::Throttled,
-        Some("InternalServerError" | "ServiceUnavailable") => EngineError::NoAnswer(text),
-        Some("ResourceNotFoundException") => {
-            EngineError::Fault(format!("{text}; `godwit store init` makes the tables"))
+/// What its tables and the server are called.
+#[derive(Debug)]
+struct Names {
+    /// Before each table's.
+    prefix: String,
+    server: String,
+}
+
+impl Names {
+    /// What went wrong, without what was sent.
+    fn fault<E, R>(&self, error: &SdkError<E, R>) -> EngineError
+    where
+        E: Error + ProvideErrorMetadata + 'static,
+        R: fmt::Debug + 'static,
+    {
+        let server = &self.server;
+        let Some(code) = error.code() else {
+            let text = format!("{server}: {}", aws::root(error));
+            return match error {
+                SdkError::ConstructionFailure(_) => EngineError::Fault(text),
+                _ => EngineError::NoAnswer(text),
+            };
+        };
+        let text = format!("{server}: {}", aws::text(Some(code), error.message(), error));
+        match code {
+            "ConditionalCheckFailedException" => EngineError::Refused,
+            code if THROTTLED.contains(&code) => EngineError::Throttled,
+            "InternalServerError" | "ServiceUnavailable" => EngineError::NoAnswer(text),
+            code if DENIED.contains(&code) => EngineError::Setup(text),
+            "ResourceNotFoundException" => self.missing(&format!("{}…", self.prefix)),
+            _ => EngineError::Fault(text),
         }
-        Some(_) => EngineError::Fault(text),
-        None if matches!(error, SdkError::ConstructionFailure(_)) => EngineError::Fault(text),
-        None => EngineError::NoAnswer(text),
+    }
+
+    fn missing(&self, tables: &str) -> EngineError {
+        EngineError::Setup(format!(
+            "{} has no tables {tables}: `godwit store init` makes them, unless dynamodb.prefix, dynamodb.region or \
+             dynamodb.endpoint is wrong",
+            self.server
+        ))
     }
 }
 
@@ -147,7 +188,10 @@ fn inclusive(bound: &Bound<Vec<u8>>) -> Option<Vec<u8>> {
 impl Dynamo {
     /// Reads AWS's own configuration; asks nothing of the server. Must be called within a tokio runtime, whose threads
     /// carry its requests.
-    pub async fn new(tables: Tables) -> Self {
+    ///
+    /// # Errors
+    /// [`EngineError::Setup`]: there is no region, or there are no credentials.
+    pub async fn new(tables: Tables) -> Result<Self, EngineError> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
         if let Some(region) = tables.region {
             loader = loader.region(Region::new(region));
@@ -155,11 +199,23 @@ impl Dynamo {
         if let Some(endpoint) = tables.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        Self::with_config(aws_sdk_dynamodb::config::Builder::from(&loader.load().await), tables.prefix)
+        let config = loader.load().await;
+        let Some(region) = config.region() else {
+            return Err(EngineError::Setup(
+                "dynamodb.region: not given, and AWS's own configuration has none".to_owned(),
+            ));
+        };
+        let credentials = config.credentials_provider().ok_or_else(|| EngineError::Setup(NO_CREDENTIALS.to_owned()))?;
+        if let Err(error) = credentials.provide_credentials().await {
+            return Err(EngineError::Setup(format!("no {NO_CREDENTIALS}: {error}")));
+        }
+        let server = config.endpoint_url().map_or_else(|| format!("DynamoDB in {region}"), str::to_owned);
+        let config = aws_sdk_dynamodb::config::Builder::from(&config);
+        Ok(Self::with_config(config, tables.prefix, &server))
     }
 
-    /// By a configuration that is set up already, but for its time-outs.
-    pub fn with_config(config: aws_sdk_dynamodb::config::Builder, prefix: String) -> Self {
+    /// By a configuration of `server` that is set up already, but for its time-outs.
+    pub fn with_config(config: aws_sdk_dynamodb::config::Builder, prefix: String, server: &str) -> Self {
         let once = TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(TRY);
         let reading = config
             .clone()
@@ -169,13 +225,13 @@ impl Dynamo {
         Self {
             reading: Client::from_conf(reading.build()),
             changing: Client::from_conf(changing.build()),
-            prefix,
+            names: Arc::new(Names { prefix, server: server.to_owned() }),
             runtime: Handle::current(),
         }
     }
 
     fn table(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        format!("{}{name}", self.names.prefix)
     }
 
     /// The names of all tables.
@@ -220,7 +276,7 @@ impl Dynamo {
             match create.send().await {
                 Ok(_) => {}
                 Err(error) if error.code() == Some("ResourceInUseException") => {}
-                Err(error) => return Err(fault(&error)),
+                Err(error) => return Err(self.names.fault(&error)),
             }
             self.until_active(&table).await?;
             self.recoverable(&table).await?;
@@ -236,20 +292,43 @@ impl Dynamo {
     pub async fn remove_tables(&self) -> Result<(), EngineError> {
         for table in self.tables() {
             match self.changing.delete_table().table_name(table).send().await {
-                Err(error) if error.code() != Some("ResourceNotFoundException") => return Err(fault(&error)),
+                Err(error) if error.code() != Some("ResourceNotFoundException") => {
+                    return Err(self.names.fault(&error));
+                }
                 _ => {}
             }
         }
         Ok(())
     }
 
+    /// The table as the server describes it; none if it is not there.
+    async fn describe(&self, table: &str) -> Result<Option<TableDescription>, EngineError> {
+        match self.reading.describe_table().table_name(table).send().await {
+            Err(error) if error.code() == Some("ResourceNotFoundException") => Ok(None),
+            Err(error) => Err(self.names.fault(&error)),
+            Ok(described) => Ok(described.table),
+        }
+    }
+
+    /// The names of the tables that are not there.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn missing(&self) -> Result<Vec<String>, EngineError> {
+        let mut missing = Vec::new();
+        for table in self.tables() {
+            if self.describe(&table).await?.is_none() {
+                missing.push(table);
+            }
+        }
+        Ok(missing)
+    }
+
     async fn until_active(&self, table: &str) -> Result<(), EngineError> {
         let active = async {
             loop {
-                let described = self.reading.describe_table().table_name(table).send().await;
-                let described = described.map_err(|error| fault(&error))?;
-                let status = described.table.and_then(|table| table.table_status);
-                if status == Some(TableStatus::Active) {
+                let described = self.describe(table).await?;
+                if described.is_some_and(|table| table.table_status == Some(TableStatus::Active)) {
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -268,7 +347,7 @@ impl Dynamo {
                 tracing::warn!(table, "this server has no point-in-time recovery");
                 Ok(())
             }
-            Err(error) => Err(fault(&error)),
+            Err(error) => Err(self.names.fault(&error)),
             Ok(_) => Ok(()),
         }
     }
@@ -283,7 +362,7 @@ impl Dynamo {
             if let Some((name, value)) = value {
                 delete = delete.expression_attribute_values(name, value);
             }
-            return delete.send().await.map(drop).map_err(|error| fault(&error));
+            return delete.send().await.map(drop).map_err(|error| self.names.fault(&error));
         };
         let set = if item.order == 0 { "SET v = :v" } else { "SET v = :v, o = :o" };
         let update = self.changing.update_item().table_name(self.table(place.table)).set_key(Some(key(&place)));
@@ -295,19 +374,19 @@ impl Dynamo {
         if let Some((name, value)) = value {
             update = update.expression_attribute_values(name, value);
         }
-        update.send().await.map(drop).map_err(|error| fault(&error))
+        update.send().await.map(drop).map_err(|error| self.names.fault(&error))
     }
 
     async fn put_batch(&self, mut left: HashMap<String, Vec<WriteRequest>>) -> Result<(), EngineError> {
         let mut pause = Duration::from_millis(50);
-        let mut tries = 0;
+        let (mut tries, mut failed) = (0, EngineError::Throttled);
         while tries < BATCH_TRIES {
             tries += 1;
             let before = left.values().map(Vec::len).sum::<usize>();
             match self.changing.batch_write_item().set_request_items(Some(left.clone())).send().await {
                 Ok(written) => left = written.unprocessed_items.unwrap_or_default(),
-                Err(error) => match fault(&error) {
-                    EngineError::Throttled | EngineError::NoAnswer(_) => {}
+                Err(error) => match self.names.fault(&error) {
+                    error @ (EngineError::Throttled | EngineError::NoAnswer(_)) => failed = error,
                     error => return Err(error),
                 },
             }
@@ -320,7 +399,7 @@ impl Dynamo {
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(Duration::from_secs(2));
         }
-        Err(EngineError::Throttled)
+        Err(failed)
     }
 
     async fn put_each(&self, items: Vec<(Place, Item)>) -> Result<(), EngineError> {
@@ -350,8 +429,9 @@ impl Engine for Dynamo {
     fn get(&self, place: &Place) -> Result<Option<Item>, EngineError> {
         let get = self.reading.get_item().table_name(self.table(place.table)).set_key(Some(key(place)));
         let got = get.consistent_read(true).send();
+        let names = self.names.clone();
         self.wait(async move {
-            let got = got.await.map_err(|error| fault(&error))?;
+            let got = got.await.map_err(|error| names.fault(&error))?;
             got.item.map(|mut attributes| item(&mut attributes)).transpose()
         })
     }
@@ -391,8 +471,9 @@ impl Engine for Dynamo {
         // One more where the last may be one that is not asked for.
         let most = query.most.saturating_add(usize::from(excluded.is_some())).min(PAGE_ITEMS);
         let asked = asked.limit(i32::try_from(most).unwrap_or(i32::MAX)).send();
+        let names = self.names.clone();
         self.wait(async move {
-            let found = asked.await.map_err(|error| fault(&error))?;
+            let found = asked.await.map_err(|error| names.fault(&error))?;
             let more = found.last_evaluated_key.is_some_and(|key| !key.is_empty());
             let mut items = Vec::new();
             for mut attributes in found.items.unwrap_or_default() {
@@ -409,8 +490,9 @@ impl Engine for Dynamo {
         let scan = self.reading.scan().table_name(self.table(table)).consistent_read(true);
         let scan = scan.limit(i32::try_from(PAGE_ITEMS).unwrap_or(i32::MAX)).set_exclusive_start_key(after.map(key));
         let found = scan.send();
+        let names = self.names.clone();
         self.wait(async move {
-            let found = found.await.map_err(|error| fault(&error))?;
+            let found = found.await.map_err(|error| names.fault(&error))?;
             let place = |attributes: &mut Attributes| {
                 Ok(Place { table, partition: bytes(attributes, "pk")?, sort: bytes(attributes, "sk")? })
             };
@@ -429,14 +511,16 @@ impl Engine for Dynamo {
 
     fn identity(&self) -> Answer<'_, Option<String>> {
         Box::pin(async {
-            let described = self.reading.describe_table().table_name(self.table(TableId::Log.name())).send().await;
-            let table = described.map_err(|error| fault(&error))?.table;
+            let missing = self.missing().await?;
+            if !missing.is_empty() {
+                return Err(self.names.missing(&missing.join(", ")));
+            }
             // Servers other than AWS's have no ids.
             let made = |table: TableDescription| {
                 let at = table.creation_date_time.map(|at| at.secs().to_string());
                 table.table_id.or(at)
             };
-            Ok(table.and_then(made))
+            Ok(self.describe(&self.table(TableId::Log.name())).await?.and_then(made))
         })
     }
 

@@ -114,6 +114,9 @@ pub enum EngineError {
     /// Whether anything was changed is not known.
     #[error("no answer: {0}")]
     NoAnswer(String),
+    /// It cannot be used as it is configured.
+    #[error("{0}")]
+    Setup(String),
     /// It will not do this, now or later.
     #[error("{0}")]
     Fault(String),
