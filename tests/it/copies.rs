@@ -5,6 +5,7 @@ use crate::stores::bench::*;
 use anyhow::{Context, Result, bail, ensure};
 use godwit_core::{Action, Outcome};
 use godwit_relay::host::{Host, Threads};
+use godwit_relay::store::file;
 use godwit_relay::store::shared::copy::{Digest, Progress, Source, Step, copy};
 use godwit_relay::store::shared::engine::{Answer, Change, Engine, EngineError, If, Item, Page, Part, Place, Query};
 use godwit_relay::store::shared::memory::Memory;
@@ -247,6 +248,34 @@ async fn tables_are_known_again() -> Result<()> {
         let identity = tables.identity().await?;
         ensure!(identity.is_some() && tables.identity().await? == identity, "{server:?}: {identity:?}");
     }
+    Ok(())
+}
+
+/// A store of the former format is taken up, and not given back to a version that knows no other; a later one is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_former_format_is_taken_up() -> Result<()> {
+    let engine = Memory::default();
+    made(Arc::new(engine.clone())).await?;
+    let place = Place { table: "meta", partition: vec![0], sort: b"\0format".to_vec() };
+    let set = async |format: u32| -> Result<()> {
+        let item = Item { value: format.to_string().into(), order: 0 };
+        Ok(engine.change(Change { place: place.clone(), item: Some(item), when: If::Always }).await?)
+    };
+    let is = |format: u32| -> Result<bool> {
+        Ok(engine.get(&place)?.is_some_and(|item| item.value == format.to_string().as_bytes()))
+    };
+    ensure!(is(file::FORMAT)?, "a new one");
+    set(file::FORMAT - 1).await?;
+    examine(Arc::new(engine.clone()), &eu(), &Threads::System).await?;
+    ensure!(is(file::FORMAT - 1)?, "a check changed it");
+    open_shared(Arc::new(engine.clone())).await?;
+    ensure!(is(file::FORMAT)?, "it is as before");
+    set(file::FORMAT + 1).await?;
+    ensure!(
+        matches!(open_shared(Arc::new(engine.clone())).await, Err(StoreError::SharedNewer { .. }))
+            && is(file::FORMAT + 1)?,
+        "a later one"
+    );
     Ok(())
 }
 

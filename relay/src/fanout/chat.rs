@@ -96,8 +96,7 @@ impl ChatFan {
         }
         for (user, mark) in heard {
             if let Some(known) = self.watermarks.get_mut(&user) {
-                known.delivered = known.delivered.max(mark.delivered);
-                known.read = known.read.max(mark.read);
+                known.rise(mark);
             }
         }
         self.loaded = Loaded::Yes;

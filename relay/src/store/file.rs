@@ -14,8 +14,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The format of the tables. Records carry their own.
-pub const FORMAT: u32 = 1;
+/// The format of the tables. Records carry their own. 1: watermarks are rows of (chat, user). They are read still.
+pub const FORMAT: u32 = 2;
+
+/// Whether this version reads a store that says so of its format.
+pub(super) fn is_known(format: &str) -> bool {
+    format.parse().is_ok_and(|format| (1..=FORMAT).contains(&format))
+}
 /// Rows copied in one transaction.
 const COPY_ROWS: usize = 10_000;
 /// For whoever reads a whole file.
@@ -27,7 +32,11 @@ const RUNS_NAME: &str = "store.runs";
 
 /// How to open the store file at `path` for `region`; makes it if there is none.
 pub fn opener(disk: Arc<dyn Disk>, path: PathBuf, region: RegionId, cache_bytes: usize) -> Opener {
-    Arc::new(move || open_or_create(&*disk, &path, cache_bytes, |database| prepare(database, &path, &region)))
+    let ready = move |database: &Database, path: &Path| {
+        prepare(database, path, &region)?;
+        raise(database)
+    };
+    Arc::new(move || open_or_create(&*disk, &path, cache_bytes, |database| ready(database, &path)))
 }
 
 /// Opens the store of `region` at `path`, which must be there.
@@ -94,7 +103,7 @@ fn open(disk: &dyn Disk, path: &Path, cache_bytes: usize) -> Result<Database, St
 pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<(), StoreError> {
     let now = Moment::now(database)?;
     if let Some(found) = meta::get(&now, meta::FORMAT)? {
-        if found.parse() != Ok(FORMAT) {
+        if !is_known(&found) {
             return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT });
         }
         let found = meta::get(&now, meta::REGION)?.unwrap_or_default();
@@ -114,6 +123,15 @@ pub fn prepare(database: &Database, path: &Path, region: &RegionId) -> Result<()
         meta::put(rows, meta::GENERATION, "1")?;
         meta::put(rows, meta::REGION, region.as_str())
     })
+}
+
+/// Notes that this version writes to the store: one that knows former formats alone would not find all of it.
+fn raise(database: &Database) -> Result<(), StoreError> {
+    let format = FORMAT.to_string();
+    if meta::get(&Moment::now(database)?, meta::FORMAT)?.as_ref() == Some(&format) {
+        return Ok(());
+    }
+    change(database, |rows| meta::put(rows, meta::FORMAT, &format))
 }
 
 /// Makes changes and commits them.

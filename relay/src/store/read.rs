@@ -1,11 +1,11 @@
 //! Reads, on a snapshot beside the writer.
 
 use super::chats::{last_entry, participants};
+use super::delivery::each_mark;
 use super::keys::{self, Key, Parts, Span};
 use super::rows::{Freshness, Order, Records, Rows, Scan, decode};
 use super::tables::{
-    CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, PARTICIPANTS, REVOCATIONS, USER_CHATS, WATERMARKS,
-    Watermark,
+    CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, Marks, PARTICIPANTS, REVOCATIONS, USER_CHATS, Watermark,
 };
 use super::{Base, StoreError};
 use godwit_core::device::Revocation;
@@ -124,19 +124,17 @@ impl Snapshot {
 
     /// Who belongs to the chat now, with how far each got.
     pub(crate) fn watermarks(&self, chat: &ChatId) -> Result<BTreeMap<UserId, Watermark>, StoreError> {
-        let mut saved = BTreeMap::new();
-        for (key, mark) in self.rows().all(WATERMARKS, &Key::new().chat(chat).prefix())? {
-            let mut parts = Parts(&key);
-            parts.chat()?;
-            saved.insert(parts.user()?, mark);
-        }
+        let mut saved = Marks::new();
+        each_mark(self.rows(), &Key::new().chat(chat).prefix(), |_, user, mark| {
+            saved.entry(user).or_default().rise(mark);
+            Ok(())
+        })?;
         let mut all = BTreeMap::new();
         for (user, row) in participants(self.rows(), chat)? {
             if row.is_present() {
                 let mut mark = saved.remove(&user).unwrap_or_default();
                 // What came before somebody joined is not theirs to take.
-                mark.delivered = mark.delivered.max(row.since().prev());
-                mark.read = mark.read.max(row.since().prev());
+                mark.rise(Watermark { delivered: row.since().prev(), read: row.since().prev() });
                 all.insert(user, mark);
             }
         }

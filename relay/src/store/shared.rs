@@ -35,7 +35,7 @@ pub(crate) use journal::Topic;
 pub(crate) use watched::Watched;
 pub(crate) use workers::{TakeUp, Topics, Worker};
 
-use super::file::FORMAT;
+use super::file::{self, FORMAT};
 use super::rows::Rows;
 use super::tables::TableId;
 use super::{StoreError, meta};
@@ -65,11 +65,16 @@ pub async fn init(engine: Arc<dyn Engine>, region: &RegionId, threads: &Threads)
 /// # Errors
 /// The engine's.
 pub async fn was_made(engine: Arc<dyn Engine>, threads: &Threads) -> Result<bool, StoreError> {
-    let reading = threads.blocking(move || meta::get(&live::Live::new(engine, None), meta::FORMAT));
-    match reading.await.unwrap_or(Err(StoreError::Closed)) {
+    match said(engine, meta::FORMAT, threads).await {
         Err(StoreError::Engine(EngineError::Setup(_))) => Ok(false),
         format => Ok(format?.is_some()),
     }
+}
+
+/// What a store says about itself.
+async fn said(engine: Arc<dyn Engine>, name: &'static str, threads: &Threads) -> Result<Option<String>, StoreError> {
+    let reading = threads.blocking(move || meta::get(&live::Live::new(engine, None), name));
+    reading.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// Writes what a store says about itself.
@@ -98,10 +103,9 @@ pub(super) async fn opened(
     threads: &Threads,
 ) -> Result<(u64, u64), StoreError> {
     let found = checked(engine.clone(), region, threads).await?;
+    raise(&engine, threads).await?;
     let Some(identity) = engine.identity().await? else { return Ok(found) };
-    let rows = live::Live::new(engine.clone(), None);
-    let reading = threads.blocking(move || meta::get(&rows, meta::TABLES));
-    let known = reading.await.unwrap_or(Err(StoreError::Closed))?;
+    let known = said(engine.clone(), meta::TABLES, threads).await?;
     if known.as_ref() == Some(&identity) {
         return Ok(found);
     }
@@ -115,13 +119,24 @@ pub(super) async fn opened(
     checked(engine, region, threads).await
 }
 
+/// Notes that this version writes to the store: one that knows former formats alone would not find all of it.
+async fn raise(engine: &Arc<dyn Engine>, threads: &Threads) -> Result<(), StoreError> {
+    let (found, format) = (said(engine.clone(), meta::FORMAT, threads).await?, FORMAT.to_string());
+    let Some(found) = found.filter(|found| *found != format) else { return Ok(()) };
+    match say(&**engine, meta::FORMAT, format, If::Value(found.into())).await {
+        // Another relay came first.
+        Err(StoreError::Engine(EngineError::Refused)) => Ok(()),
+        said => said,
+    }
+}
+
 /// The generation of a store of `region`, and what clients compare anew for.
 fn check(rows: &dyn Rows, region: &RegionId) -> Result<(u64, u64), StoreError> {
     let format = meta::get(rows, meta::FORMAT)?.ok_or(StoreError::NotMade)?;
     if copy::is_half(&format) {
         return Err(StoreError::HalfCopied);
     }
-    if format.parse() != Ok(FORMAT) {
+    if !file::is_known(&format) {
         return Err(StoreError::SharedNewer { found: format, known: FORMAT });
     }
     let found = meta::get(rows, meta::REGION)?.unwrap_or_default();

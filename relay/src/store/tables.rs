@@ -10,6 +10,7 @@ use godwit_wire::entry::{ChatKind, Title};
 use godwit_wire::frame::Receipt;
 use godwit_wire::{MessageId, Seq, UnixMillis, UserId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 /// Which table. Their order is for ever: they are written by their numbers.
@@ -119,8 +120,8 @@ pub(super) const USER_CHATS: Table<()> = table(TableId::UserChats);
 pub(super) const NUMBERS: Table<NumberRow> = table(TableId::Numbers);
 /// chat
 pub(super) const CURSORS: Table<CursorRow> = table(TableId::Cursors);
-/// (chat, user)
-pub(super) const WATERMARKS: Table<Watermark> = table(TableId::Watermarks);
+/// chat; read by [`each_mark`](super::delivery::each_mark), which knows how it was before
+pub(super) const WATERMARKS: Table<Marks> = table(TableId::Watermarks);
 /// chat: chats whose log may reach beyond what is settled
 pub(super) const DIRTY: Table<()> = table(TableId::Dirty);
 /// chat: of a copy, the entry that its base follows from, see `replica`
@@ -218,6 +219,17 @@ pub struct Watermark {
     pub read: Option<Seq>,
 }
 
+impl Watermark {
+    /// It is at least as far as `other`.
+    pub(crate) fn rise(&mut self, other: Self) {
+        self.delivered = self.delivered.max(other.delivered);
+        self.read = self.read.max(other.read);
+    }
+}
+
+/// How far each user got in one chat: one row, for they move together, and on a shared store each row is a write.
+pub(super) type Marks = BTreeMap<UserId, Watermark>;
+
 /// What a table may hold.
 pub(super) trait Record: Serialize + for<'a> Deserialize<'a> {}
 impl Record for Entry {}
@@ -225,6 +237,8 @@ impl Record for ChatRow {}
 impl Record for Participant {}
 impl Record for NumberRow {}
 impl Record for CursorRow {}
+impl Record for Marks {}
+/// Of one user: rows of the first format.
 impl Record for Watermark {}
 impl Record for InboxRow {}
 impl Record for Device {}

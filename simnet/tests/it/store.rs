@@ -260,12 +260,24 @@ fn a_file_that_is_no_store_is_named_and_left_alone() -> Result<()> {
     drop(store);
     let other = file::opener(Arc::new(SystemDisk), path.clone(), "us".parse()?, 1 << 20)();
     ensure!(matches!(other, Err(StoreError::OtherRegion { .. })), "another region's");
-    let database = redb::Database::create(&path)?;
-    let txn = database.begin_write()?;
-    let meta: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("meta");
-    txn.open_table(meta)?.insert(b"format".as_slice(), b"2".as_slice())?;
-    txn.commit()?;
-    drop(database);
+    // The format that it had, after which it has the one that is given.
+    let set_format = |format: u32| -> Result<Option<u32>> {
+        let database = redb::Database::create(&path)?;
+        let txn = database.begin_write()?;
+        let meta: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("meta");
+        let former = {
+            let mut table = txn.open_table(meta)?;
+            let former = table.insert(b"format".as_slice(), format.to_string().as_bytes())?;
+            former.and_then(|text| std::str::from_utf8(text.value()).ok()?.parse().ok())
+        };
+        txn.commit()?;
+        Ok(former)
+    };
+    ensure!(set_format(file::FORMAT - 1)? == Some(file::FORMAT), "a new one");
+    file::check(&path)?;
+    ensure!(set_format(file::FORMAT - 1)? == Some(file::FORMAT - 1), "a check changed it");
+    open()?;
+    ensure!(set_format(file::FORMAT + 1)? == Some(file::FORMAT), "the former format is read, and given up");
     ensure!(matches!(open(), Err(StoreError::Newer { .. })), "newer");
     Ok(())
 }

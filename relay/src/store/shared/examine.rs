@@ -6,9 +6,10 @@ use crate::host::Threads;
 use crate::store::StoreError;
 use crate::store::chats::last_entry;
 use crate::store::check::{Chats, Report};
+use crate::store::delivery::each_mark;
 use crate::store::keys::{self, Key, Parts, Span};
 use crate::store::rows::Records;
-use crate::store::tables::{CHATS, CURSORS, DEVICES, INBOX, LOG, PARTICIPANTS, WATERMARKS};
+use crate::store::tables::{CHATS, CURSORS, DEVICES, INBOX, LOG, PARTICIPANTS};
 use godwit_wire::{ChatId, RegionId, Seq};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,9 +73,7 @@ fn compare(
     };
     rows.each(CURSORS, &Span::ALL, |key, cursor| reaches("cursors", Parts(key).chat()?, cursor.settled))?;
     rows.each(PARTICIPANTS, &Span::ALL, |key, row| reaches("participants", Parts(key).chat()?, Some(row.as_of)))?;
-    rows.each(WATERMARKS, &Span::ALL, |key, mark| {
-        reaches("watermarks", Parts(key).chat()?, mark.delivered.max(mark.read))
-    })?;
+    each_mark(rows, &Span::ALL, |chat, _, mark| reaches("watermarks", chat.clone(), mark.delivered.max(mark.read)))?;
     let mut strays = BTreeSet::new();
     rows.each(INBOX, &Span::ALL, |key, row| {
         report.inbox_rows += 1;
