@@ -73,8 +73,8 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Answer {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
     let Some(owner) = &admin.edge.router.owner else { return (StatusCode::OK, "ready\n".to_owned()) };
-    match owner.store.read(|store| store.dirty(None, 1)).await {
-        Ok(_) => (StatusCode::OK, "ready\n".to_owned()),
+    match owner.store.read(Snapshot::answers).await {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")),
     }
 }
@@ -187,7 +187,7 @@ async fn backup(State(admin): State<Arc<Admin>>, Query(query): Query<Backup>) ->
     };
     match owner.store.backup(query.to.clone()).await {
         Ok(()) => (StatusCode::OK, format!("copied to {}\n", query.to.display())),
-        Err(error @ StoreError::File { .. }) => (StatusCode::CONFLICT, format!("{error}\n")),
+        Err(error @ (StoreError::File { .. } | StoreError::NoBackup)) => (StatusCode::CONFLICT, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }

@@ -341,6 +341,8 @@ async fn a_region_moves_into_tables_that_relays_share() -> Result<()> {
     let mut command = tokio::process::Command::new(commands().join("godwit"));
     command.args(["relay", "--config", &config]).env("AWS_ACCESS_KEY_ID", "any").env("AWS_SECRET_ACCESS_KEY", "any");
     town.relay = RelayProcess::spawn(command).await?;
+    let said = fail("godwit", &["store", "backup", "--admin", &town.relay.admin, "--to", &town.path("copy")], 3)?;
+    ensure!(said.contains("409") && said.contains("by its own means"), "{said}");
     town.chat("alice", &["send", &chat, "in the tables"])?;
     let heard = town.json("bob", &["listen", "--count", "3", "--for", "20"])?;
     let texts: Vec<_> = messages(&heard).iter().map(|m| m["text"].clone()).collect();

@@ -7,7 +7,7 @@ use super::rows::{Freshness, Order, Records, Rows, Scan, decode};
 use super::tables::{
     CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, Marks, PARTICIPANTS, REVOCATIONS, USER_CHATS, Watermark,
 };
-use super::{Base, StoreError};
+use super::{Base, StoreError, meta};
 use godwit_core::device::Revocation;
 use godwit_core::inbox::InboxRow;
 use godwit_core::participant::Visibility;
@@ -108,6 +108,11 @@ impl Snapshot {
             rows.push((parts.device()?, parts.chat()?, row.from));
         }
         Ok(rows)
+    }
+
+    /// Reads as little as there is to read.
+    pub(crate) fn answers(&self) -> Result<(), StoreError> {
+        meta::get(self.rows(), meta::FORMAT).map(drop)
     }
 
     pub(crate) fn head(&self, chat: &ChatId) -> Result<Option<Seq>, StoreError> {
