@@ -8,7 +8,8 @@
 //! - [`chats`]: commands on a chat's log, and the states of chats in memory
 //! - [`replica`]: copies of other regions' chats, for the users of this one
 //! - [`restored`]: what is compared after a store was restored from a backup
-//! - [`delivery`]: inbox rows, watermarks, settled cursors
+//! - [`delivery`]: inbox rows, settled cursors
+//! - [`marks`]: how far everybody got
 //! - [`devices`]: enrolment, revocation
 //! - [`blobs`]: which attachments are stored, and who refers to them
 //! - [`read`]: history, chat lists, what fan-out resumes from
@@ -25,6 +26,7 @@ mod embedded;
 mod error;
 pub mod file;
 mod keys;
+mod marks;
 mod meta;
 mod read;
 mod replica;

@@ -1,17 +1,16 @@
-//! What fan-out keeps: inbox rows, watermarks, and how far a chat is settled.
+//! What fan-out keeps: inbox rows, and how far a chat is settled and everybody got.
 
 use super::StoreError;
 use super::chats::{last_entry, participants};
-use super::keys::{Key, Parts, Span};
-use super::rows::{Records, RecordsMut, Rows, RowsMut, Scan, decode};
+use super::keys::Key;
+use super::marks;
+use super::rows::{Records, RecordsMut, Rows};
 use super::shared::Topic;
-use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, Marks, PARTICIPANTS, WATERMARKS, Watermark};
+use super::tables::{CURSORS, DEVICES, DIRTY, Floor, INBOX, PARTICIPANTS, Watermark};
 use super::writer::{Batch, Fence, Write};
-use godwit_core::Participant;
 use godwit_core::inbox::InboxRow;
 use godwit_wire::frame::SeqRange;
-use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId, limits};
-use std::ops::ControlFlow;
+use godwit_wire::{ChatId, DeviceId, Seq, UnixMillis, UserId};
 
 /// A change of one inbox row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,58 +165,6 @@ fn head_for(rows: &dyn Rows, device: &DeviceId, chat: &ChatId) -> Result<Option<
     Ok(row.map(|row| row.visible_head(last.seq)))
 }
 
-/// Shows how far users got in the chats of a span, as it is saved.
-pub(super) fn each_mark(
-    rows: &dyn Rows,
-    span: &Span,
-    mut see: impl FnMut(&ChatId, UserId, Watermark) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    rows.scan(WATERMARKS.id, span, Scan::ALL, &mut |key, value| {
-        let mut parts = Parts(key);
-        let chat = parts.chat()?;
-        if parts.0.is_empty() {
-            decode::<Marks>(value)?.into_iter().try_for_each(|(user, mark)| see(&chat, user, mark))?;
-        } else {
-            // In the first format each user had a row.
-            see(&chat, parts.user()?, decode(value)?)?;
-        }
-        Ok(ControlFlow::Continue(()))
-    })
-}
-
-/// Removes the rows that the first format has of a chat. Gives what was in them.
-fn take_former_marks(rows: &mut dyn RowsMut, chat: &ChatId) -> Result<Marks, StoreError> {
-    let (mut marks, span) = (Marks::new(), Key::new().chat(chat).prefix());
-    each_mark(rows, &span, |_, user, mark| {
-        marks.insert(user, mark);
-        Ok(())
-    })?;
-    if !marks.is_empty() {
-        rows.clear(WATERMARKS, &span)?;
-    }
-    Ok(marks)
-}
-
-/// Saves how far users got; nobody goes back.
-fn save_marks(rows: &mut dyn RowsMut, chat: &ChatId, news: &[(UserId, Watermark)]) -> Result<(), StoreError> {
-    if news.is_empty() {
-        return Ok(());
-    }
-    let key = Key::new().chat(chat).bytes();
-    let mut marks = match rows.get(WATERMARKS, &key)? {
-        Some(marks) => marks,
-        None => take_former_marks(rows, chat)?,
-    };
-    for (user, new) in news {
-        marks.entry(user.clone()).or_default().rise(*new);
-    }
-    if marks.len() > limits::PARTICIPANTS {
-        let all = participants(rows, chat)?;
-        marks.retain(|user, _| all.get(user).is_some_and(Participant::is_present));
-    }
-    rows.put(WATERMARKS, &key, &marks)
-}
-
 /// How far delivery of one chat got.
 #[derive(Clone, Debug)]
 pub struct ChatProgress {
@@ -247,7 +194,7 @@ impl Write for SaveProgress {
     fn apply(&self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
         for progress in &self.0 {
             let key = Key::new().chat(&progress.chat).bytes();
-            save_marks(batch.rows, &progress.chat, &progress.watermarks)?;
+            marks::save(batch.rows, &progress.chat, &progress.watermarks)?;
             let mut cursor = batch.rows.get(CURSORS, &key)?.unwrap_or_default();
             cursor.settled = cursor.settled.max(progress.settled);
             if progress.delivered.is_some() {
@@ -265,63 +212,5 @@ impl Write for SaveProgress {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::embedded::Transaction;
-    use godwit_core::entry::encode_record;
-
-    fn all(rows: &dyn Rows) -> Vec<(String, Watermark)> {
-        let mut all = Vec::new();
-        let see = |_: &ChatId, user: UserId, mark: Watermark| {
-            all.push((user.to_string(), mark));
-            Ok(())
-        };
-        each_mark(rows, &Span::ALL, see).unwrap();
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        all
-    }
-
-    #[test]
-    fn rows_of_the_first_format_become_one_and_nobody_goes_back() {
-        let database = redb::Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
-        let txn = database.begin_write().unwrap();
-        let mut rows = Transaction::new(&txn);
-        let chat: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
-        let other: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8058".parse().unwrap();
-        let seq = |n| Seq::new(n).ok();
-        let mark = |delivered, read| Watermark { delivered: seq(delivered), read: seq(read) };
-        let user = |name: &str| -> UserId { format!("{name}@eu").parse().unwrap() };
-        for (chat, name, row) in [(&chat, "ann", mark(5, 0)), (&chat, "bob", mark(7, 7)), (&other, "ann", mark(1, 1))] {
-            let key = Key::new().chat(chat).user(&user(name)).bytes();
-            rows.insert(WATERMARKS.id, &key, &encode_record(&row)).unwrap();
-        }
-        let named = |name: &str, mark| (format!("{name}@eu"), mark);
-        let before = [named("ann", mark(5, 0)), named("ann", mark(1, 1)), named("bob", mark(7, 7))];
-        assert_eq!(all(&rows), before, "they are read");
-        save_marks(&mut rows, &chat, &[(user("ann"), mark(6, 6)), (user("bob"), mark(6, 8))]).unwrap();
-        save_marks(&mut rows, &chat, &[(user("cat"), mark(2, 0))]).unwrap();
-        let count = rows.some(WATERMARKS, &Key::new().chat(&chat).prefix(), Scan::ALL).unwrap().len();
-        assert_eq!(count, 1, "one row of the chat");
-        let after =
-            [named("ann", mark(6, 6)), named("ann", mark(1, 1)), named("bob", mark(7, 8)), named("cat", mark(2, 0))];
-        assert_eq!(all(&rows), after);
-    }
-
-    #[test]
-    fn a_row_has_no_more_users_than_a_chat() {
-        let database = redb::Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
-        let txn = database.begin_write().unwrap();
-        let mut rows = Transaction::new(&txn);
-        let chat: ChatId = "eu:01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
-        let mark = Watermark { delivered: Some(Seq::FIRST), read: None };
-        let crowd: Vec<_> = (0..=limits::PARTICIPANTS).map(|i| (format!("u{i}@eu").parse().unwrap(), mark)).collect();
-        save_marks(&mut rows, &chat, &crowd[..limits::PARTICIPANTS]).unwrap();
-        assert_eq!(all(&rows).len(), limits::PARTICIPANTS);
-        save_marks(&mut rows, &chat, &crowd[limits::PARTICIPANTS..]).unwrap();
-        assert_eq!(all(&rows), [], "nobody takes part in this chat any more");
     }
 }

@@ -1,13 +1,12 @@
 //! Reads, on a snapshot beside the writer.
 
 use super::chats::{last_entry, participants};
-use super::delivery::each_mark;
 use super::keys::{self, Key, Parts, Span};
 use super::rows::{Freshness, Order, Records, Rows, Scan, decode};
 use super::tables::{
     CHATS, CURSORS, ChatRow, DEVICES, DIRTY, Floor, INBOX, LOG, Marks, PARTICIPANTS, REVOCATIONS, USER_CHATS, Watermark,
 };
-use super::{Base, StoreError, meta};
+use super::{Base, StoreError, marks, meta};
 use godwit_core::device::Revocation;
 use godwit_core::inbox::InboxRow;
 use godwit_core::participant::Visibility;
@@ -130,7 +129,7 @@ impl Snapshot {
     /// Who belongs to the chat now, with how far each got.
     pub(crate) fn watermarks(&self, chat: &ChatId) -> Result<BTreeMap<UserId, Watermark>, StoreError> {
         let mut saved = Marks::new();
-        each_mark(self.rows(), &Key::new().chat(chat).prefix(), |_, user, mark| {
+        marks::each(self.rows(), &Key::new().chat(chat).prefix(), |_, user, mark| {
             saved.entry(user).or_default().rise(mark);
             Ok(())
         })?;

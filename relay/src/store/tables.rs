@@ -120,7 +120,7 @@ pub(super) const USER_CHATS: Table<()> = table(TableId::UserChats);
 pub(super) const NUMBERS: Table<NumberRow> = table(TableId::Numbers);
 /// chat
 pub(super) const CURSORS: Table<CursorRow> = table(TableId::Cursors);
-/// chat; read by [`each_mark`](super::delivery::each_mark), which knows how it was before
+/// chat; read by [`each`](super::marks::each), which knows how it was before
 pub(super) const WATERMARKS: Table<Marks> = table(TableId::Watermarks);
 /// chat: chats whose log may reach beyond what is settled
 pub(super) const DIRTY: Table<()> = table(TableId::Dirty);

@@ -6,8 +6,8 @@ use crate::host::Threads;
 use crate::store::StoreError;
 use crate::store::chats::last_entry;
 use crate::store::check::{Chats, Report};
-use crate::store::delivery::each_mark;
 use crate::store::keys::{self, Key, Parts, Span};
+use crate::store::marks;
 use crate::store::rows::Records;
 use crate::store::tables::{CHATS, CURSORS, DEVICES, INBOX, LOG, PARTICIPANTS};
 use godwit_wire::{ChatId, RegionId, Seq};
@@ -73,7 +73,7 @@ fn compare(
     };
     rows.each(CURSORS, &Span::ALL, |key, cursor| reaches("cursors", Parts(key).chat()?, cursor.settled))?;
     rows.each(PARTICIPANTS, &Span::ALL, |key, row| reaches("participants", Parts(key).chat()?, Some(row.as_of)))?;
-    each_mark(rows, &Span::ALL, |chat, _, mark| reaches("watermarks", chat.clone(), mark.delivered.max(mark.read)))?;
+    marks::each(rows, &Span::ALL, |chat, _, mark| reaches("watermarks", chat.clone(), mark.delivered.max(mark.read)))?;
     let mut strays = BTreeSet::new();
     rows.each(INBOX, &Span::ALL, |key, row| {
         report.inbox_rows += 1;
