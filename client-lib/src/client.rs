@@ -11,7 +11,8 @@ use crate::content::Content;
 use crate::error::Error;
 use crate::event::{ConnectionState, MessageState, Next};
 use crate::host::Host;
-use crate::store::{ChatRow, Lock, Outgoing, Store, Stored, fresh_id, lock};
+use crate::locked::Locked;
+use crate::store::{ChatRow, Outgoing, Store, Stored, fresh_id, lock};
 use crate::stream::EventStream;
 use crate::worker::{Job, Worker};
 use godwit_wire::entry::{Change, ChatKind, EntryBody, LogEntry, Member, Role, Title};
@@ -602,7 +603,7 @@ async fn work(
     inner: Arc<Inner>,
     jobs: mpsc::Receiver<Job>,
     stop: CancellationToken,
-    mut lock_held: Option<Lock>,
+    mut lock_held: Option<Locked>,
     owning: watch::Sender<bool>,
 ) {
     let lock_held = loop {

@@ -61,18 +61,12 @@ pub(crate) struct Store {
     crypto: Crypto,
 }
 
-/// The exclusive right to keep this home's connection. Given up when dropped.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: Locked,
-}
-
-/// Takes the home's lock; none if another process has it.
-pub(crate) fn lock(home: &Path) -> Result<Option<Lock>, Error> {
+/// Takes the home's lock, the exclusive right to keep its connection; none if another process has it.
+pub(crate) fn lock(home: &Path) -> Result<Option<Locked>, Error> {
     let path = home.join("lock");
     let io = |source| Error::Io { path: path.clone(), source };
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
-    Ok(Locked::take(file).map_err(io)?.map(|file| Lock { _file: file }))
+    Locked::take(file).map_err(io)
 }
 
 fn corrupt(path: &Path, error: rusqlite::Error) -> Error {

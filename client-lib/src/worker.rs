@@ -9,8 +9,9 @@ use crate::client::Inner;
 use crate::dial::Sockets;
 use crate::error::Error;
 use crate::event::ConnectionState;
+use crate::locked::Locked;
 use crate::order::Order;
-use crate::store::{Lock, Orders};
+use crate::store::Orders;
 use godwit_wire::frame::Welcome;
 use godwit_wire::{ChatId, Code, Seq};
 use join::{Joined, Joiner, addresses};
@@ -54,7 +55,7 @@ pub(crate) struct Worker {
     jobs: mpsc::Receiver<Job>,
     stop: CancellationToken,
     joiner: Joiner,
-    _lock: Lock,
+    _lock: Locked,
     orders: Orders,
     /// Taken and not known to be acknowledged.
     unacknowledged: HashMap<ChatId, Seq>,
@@ -65,7 +66,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(inner: Arc<Inner>, jobs: mpsc::Receiver<Job>, stop: CancellationToken, lock: Lock) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, jobs: mpsc::Receiver<Job>, stop: CancellationToken, lock: Locked) -> Self {
         let joiner = Joiner { inner: inner.clone(), sockets: Sockets::new(inner.host.clone()) };
         Self {
             inner,

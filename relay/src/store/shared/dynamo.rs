@@ -80,9 +80,9 @@ impl fmt::Debug for Dynamo {
 /// The codes by which it is asked to wait.
 const THROTTLED: [&str; 4] =
     ["ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded", "LimitExceededException"];
-/// What is lacking when AWS's standard chain has nothing.
+/// AWS's standard chain has nothing.
 const NO_CREDENTIALS: &str =
-    "AWS credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)";
+    "no AWS credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role)";
 /// The codes by which it is told that these credentials will not do.
 const DENIED: [&str; 6] = [
     "AccessDeniedException",
@@ -207,7 +207,7 @@ impl Dynamo {
         };
         let credentials = config.credentials_provider().ok_or_else(|| EngineError::Setup(NO_CREDENTIALS.to_owned()))?;
         if let Err(error) = credentials.provide_credentials().await {
-            return Err(EngineError::Setup(format!("no {NO_CREDENTIALS}: {error}")));
+            return Err(EngineError::Setup(format!("{NO_CREDENTIALS}: {error}")));
         }
         let server = config.endpoint_url().map_or_else(|| format!("DynamoDB in {region}"), str::to_owned);
         let config = aws_sdk_dynamodb::config::Builder::from(&config);
